@@ -1,0 +1,1 @@
+"""Typed configuration: the presets as package data, and the strict loader that turns them into dataclasses."""

@@ -1,0 +1,1 @@
+"""Learning from shards: order, loader, objectives, stages, EMA, checkpoints. No video, no Ray."""
