@@ -1,0 +1,116 @@
+"""Table schemas that more than one package reads or writes: the shard index, the negatives, the reviews.
+
+Kept below every package because `pipeline/` writes the index that `train/` reads, and neither imports the other.
+The same for the names of the files in a dataset and in a run.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+INDEX_FILE = "index.parquet"
+PROMPTS_FILE = "prompts.safetensors"
+DATASET_FILE = "dataset.json"
+CARD_FILE = "README.md"
+SPLITS = ("train", "negatives", "val", "test")
+
+_TENSOR = pa.struct(
+    [
+        ("name", pa.string()),
+        ("tar", pa.string()),  # relative to the dataset's root
+        ("offset", pa.int64()),  # of the tensor's first byte in the tar
+        ("length", pa.int64()),  # bytes
+        ("dtype", pa.string()),  # safetensors' name: BF16, F32, U8, I64 …
+        ("shape", pa.list_(pa.int32())),
+        ("sha256", pa.string()),  # of the tensor's bytes, first 16 hex digits
+    ]
+)
+_MEMBER = pa.struct([("ext", pa.string()), ("tar", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+_AUDIO = pa.struct(
+    [
+        ("variant", pa.string()),
+        ("tokens_per_frame", pa.float32()),
+        ("frame0", pa.int32()),  # row of the first token of video frame 0
+        ("valid_from", pa.int32()),  # rows outside [valid_from, valid_to) are padding
+        ("valid_to", pa.int32()),
+    ]
+)
+
+INDEX = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("clip_id", pa.string()),
+        ("video_id", pa.string()),
+        ("speaker", pa.string()),
+        ("bucket", pa.string()),  # "WxHxF"
+        ("split", pa.string()),
+        ("generation", pa.string()),
+        ("F", pa.int32()),  # video frames, 4k+1
+        ("H", pa.int32()),  # pixels
+        ("W", pa.int32()),
+        ("n_captions", pa.int32()),
+        ("text_lens", pa.list_(pa.int32())),
+        ("tier", pa.string()),
+        ("verdict", pa.string()),
+        ("sync_c", pa.float32()),
+        ("sync_d", pa.float32()),
+        ("sync_fit_conf", pa.float32()),
+        ("face_frac", pa.float32()),
+        ("sharpness", pa.float32()),
+        ("motion", pa.float32()),
+        ("speech_frac", pa.float32()),
+        ("text_area", pa.float32()),
+        ("audio", pa.list_(_AUDIO)),
+        ("tensors", pa.list_(_TENSOR)),
+        ("members", pa.list_(_MEMBER)),
+    ]
+)
+"""One row per sample. Scores ride along so that a keep-list is a query, not a re-encoding."""
+
+_FLAG = pa.struct([("issue", pa.string()), ("severity", pa.float32()), ("reason", pa.string())])
+_PAIR = pa.struct([("name", pa.string()), ("value", pa.float32())])
+
+NEGATIVES = pa.schema(
+    [
+        ("negative_id", pa.string()),
+        ("stage", pa.string()),
+        ("step", pa.int64()),
+        ("checkpoint_digest", pa.string()),
+        ("weights", pa.string()),  # raw | ema
+        ("sample_id", pa.string()),
+        ("dataset_digest", pa.string()),
+        ("task", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("audio_source", pa.string()),
+        ("seed", pa.int64()),  # of z_T
+        ("sampler", pa.string()),  # JSON
+        ("guidance", pa.string()),  # JSON
+        ("phda", pa.string()),  # schedule name
+        ("scores", pa.list_(_PAIR)),
+        ("real_quantiles", pa.list_(_PAIR)),  # where each score falls among the real samples' scores, 0..1
+        ("flags", pa.list_(_FLAG)),
+        ("thumbnail", pa.binary()),  # JPEG contact strip
+        ("video_path", pa.string()),  # relative to the negatives folder
+        ("latents_path", pa.string()),
+    ]
+)
+
+ISSUES = ("identity", "colour_shift", "flicker", "lip_sync", "hands", "anatomy", "background", "blur", "other")
+VERDICTS = ("negative", "fine", "skip")
+
+REVIEWS = pa.schema(
+    [
+        ("negative_id", pa.string()),
+        ("verdict", pa.string()),  # VERDICTS
+        ("issue", pa.string()),  # ISSUES, or null for fine and skip
+        ("frame_start", pa.int32()),  # half-open, video frames; null = the whole clip
+        ("frame_end", pa.int32()),
+        ("reviewer", pa.string()),
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("note", pa.string()),
+    ]
+)
+"""Parts are only ever added; the latest row per (negative, reviewer) wins, so undo is a row."""
