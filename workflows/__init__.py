@@ -1,0 +1,1 @@
+"""What joins packages: the training cycle with its gathering, generation of a video from files, the demo."""
