@@ -2,6 +2,14 @@
 
 `curation/analyse.py` plans one decoding pass from the declarations of all operators, so a video is decoded once
 however many operators look at it. An operator keeps small per-frame facts (numbers, boxes, hashes), never pictures.
+
+To add one: write a module with the operator class and ``load(cfg) -> Callable[[], operator]`` (what is heavy, such as
+a network, is loaded in ``load``, once per worker; the callable makes the light instance that serves one video), then
+name it in ``FRAME_OPERATORS`` or ``SOUND_OPERATORS`` of `curation/backends.py`.
+
+``clip`` is called once per clip, in order, soon after the pass has gone by the clip's end (not at the end of the
+video): what lies before ``span.start`` may be forgotten then. Faces are known by that time and come in the context,
+so that an operator can weigh what it saw by where the face was.
 """
 
 from __future__ import annotations
@@ -16,7 +24,8 @@ import numpy as np
 class FrameNeed:
     """Which frames an operator wants: ``rate`` per second of the 25 fps clock, scaled down to ``side`` pixels.
 
-    ``side`` bounds the longer side (None: as decoded; never scaled up). Colour is RGB, or one plane when ``gray``.
+    ``side`` bounds the longer side (None: as displayed; never scaled up). Colour is RGB, or one plane when ``gray``.
+    Frames come at every ``round(25 / rate)``-th number, the first one included.
     """
 
     rate: float
@@ -37,11 +46,29 @@ class Span:
 
 @dataclass(frozen=True)
 class Picture:
-    """One frame as an operator sees it."""
+    """One frame as an operator sees it. ``image`` is shared between operators and read-only."""
 
     index: int  # on the 25 fps clock
     image: np.ndarray  # uint8 [h, w, 3] RGB or [h, w]
     scale: float  # displayed pixels per pixel of ``image`` (≥ 1)
+    repeated: bool  # True: the same decoded frame as one tick earlier (a source slower than 25 fps)
+
+
+@dataclass(frozen=True)
+class ClipContext:
+    """What is already known of a clip when operators answer for it. Boxes are x0, y0, x1, y1 in displayed pixels."""
+
+    width: int  # of the displayed frame: after rotation and sample aspect
+    height: int
+    fps: float  # of the source
+    tracks: tuple[dict[str, Any], ...]  # rows of the clips table's ``tracks``, but for the sync scores
+    active: int | None  # index into ``tracks`` of the largest steady face, None: no face
+
+    @property
+    def face_boxes(self) -> np.ndarray:
+        """float32 [n, 4]: the boxes of the active track, empty when there is no face."""
+        boxes = self.tracks[self.active]["boxes"] if self.active is not None else []
+        return np.asarray(boxes, np.float32).reshape(-1, 4)
 
 
 class FrameOperator(Protocol):
@@ -55,12 +82,12 @@ class FrameOperator(Protocol):
     def frame(self, picture: Picture) -> None:
         """See one picture; they come in order of ``index``."""
 
-    def clip(self, span: Span) -> dict[str, Any]:
+    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """The values of :attr:`columns` for one clip, from what was seen inside ``span``."""
 
 
 class SoundOperator(Protocol):
-    """Listens to the sound of a clip."""
+    """Listens to the sound of a clip (not called for a video without sound: its columns stay null)."""
 
     name: str
     version: int
