@@ -1,0 +1,1 @@
+"""Reviewing flagged samples: the tables, the exchange with spreadsheets, and the page."""
