@@ -1,0 +1,405 @@
+"""Opening a file that may be anything: what is in it, and its decoded frames in displayed geometry.
+
+Files are opened as bytes, never by a name that FFmpeg would parse, so ``concat:``, a leading dash or a newline are
+only names; playlists and still-image demuxers, which would open other files, are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any, Self, cast
+
+import av
+import av.error
+import cv2
+import fsspec
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from configs.errors import EchoForgeError
+
+cv2.setNumThreads(1)  # workers are processes; OpenCV's own threads would fight over the cores
+
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,mxf,rm,nut,gif,ivf,obu,h264,hevc,m4v,dv,wtv,"
+    "yuv4mpegpipe,wav,mp3,aac,flac,ac3,amr,aiff,caf,w64"
+)
+"""Demuxers that are used. Left out: playlists (hls, dash, concat) and still images (image2, ``*_pipe``)."""
+
+_MICRO = Fraction(1, 1_000_000)
+_PQ, _HLG = 16, 18  # AVColorTransferCharacteristic: SMPTE 2084, ARIB STD-B67
+_UNSPECIFIED, _BT709 = 2, 1  # AVColorSpace
+
+
+class MediaError(EchoForgeError):
+    """A file that cannot be used. ``stage`` says where it failed: open, probe, decode, budget."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What the header and the first frame say."""
+
+    uri: str
+    video_id: str
+    bytes: int
+    container: str
+    vcodec: str
+    acodec: str | None
+    duration_s: float | None  # promised by the header, of the video stream where it says so
+    fps: float
+    width: int  # displayed: after sample aspect and rotation
+    height: int
+    rotation: int  # degrees, counter-clockwise, that the frame is turned for display: 0, 90, 180, 270
+    sample_rate: int | None
+    channels: int | None
+    hdr: bool  # PQ or HLG: shown through a tone curve
+    interlaced: bool
+    origin_s: float  # time stamp of the first frame: zero of the 25 fps clock and of the sound
+
+
+@dataclass(frozen=True)
+class Display:
+    """From the pixels of the codec to those of the screen: stretched by the sample aspect, then turned."""
+
+    coded_width: int
+    coded_height: int
+    sample_aspect: float = 1.0
+    rotation: int = 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Displayed (width, height)."""
+        width, height = max(1, round(self.coded_width * self.sample_aspect)), self.coded_height
+        return (height, width) if self.rotation in (90, 270) else (width, height)
+
+    def turn(self, image: np.ndarray) -> np.ndarray:
+        """Rotate an image of the codec's orientation into the displayed one."""
+        return np.ascontiguousarray(np.rot90(image, self.rotation // 90)) if self.rotation else image
+
+
+class Frame:
+    """One decoded frame. Pictures of it are made on demand, each size once."""
+
+    def __init__(self, time: float, duration: float, damaged: bool) -> None:
+        self.time = time  # seconds, on the container's clock
+        self.duration = duration
+        self.damaged = damaged
+        self._pictures: dict[tuple[int, int, bool], np.ndarray] = {}
+
+    def picture(self, width: int, height: int, gray: bool = False) -> np.ndarray:
+        """The whole displayed frame at ``width`` × ``height``: uint8 [h, w, 3] RGB, or [h, w] when ``gray``."""
+        key = (width, height, gray)
+        if key not in self._pictures:
+            self._pictures[key] = self._render(width, height, gray)
+        return self._pictures[key]
+
+    def release(self) -> None:
+        """Drop the pictures made so far (the decoded frame stays)."""
+        self._pictures.clear()
+
+    def _render(self, width: int, height: int, gray: bool) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} cannot be shown")
+
+
+class AvFrame(Frame):
+    """A frame decoded by PyAV; swscale converts and scales in one go."""
+
+    def __init__(self, frame: av.VideoFrame, time: float, duration: float, display: Display, scalers: Scalers) -> None:
+        super().__init__(time, duration, bool(frame.is_corrupt))
+        self._frame = frame
+        self._display = display
+        self._scalers = scalers
+
+    def _render(self, width: int, height: int, gray: bool) -> np.ndarray:
+        turned = self._display.rotation in (90, 270)
+        image = self._scalers.scale(self._frame, *((height, width) if turned else (width, height)), gray)
+        return self._display.turn(image)
+
+
+class ArrayFrame(Frame):
+    """A frame that is already an array (decord): uint8 [h, w, 3] RGB as displayed."""
+
+    def __init__(self, image: np.ndarray, time: float, duration: float) -> None:
+        super().__init__(time, duration, damaged=False)
+        self._image = image
+
+    def _render(self, width: int, height: int, gray: bool) -> np.ndarray:
+        image = self._image
+        if (width, height) != (image.shape[1], image.shape[0]):
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if gray else image
+
+
+class Scalers:
+    """swscale contexts, one per output size, kept: making one costs as much as a small picture."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int, bool], VideoReformatter] = {}
+
+    def scale(self, frame: av.VideoFrame, width: int, height: int, gray: bool) -> np.ndarray:
+        """uint8 [height, width(, 3)] by area averaging, range and matrix as tagged (BT.709 when HD says nothing)."""
+        scaler = self._kept.setdefault((width, height, gray), VideoReformatter())
+        matrix = frame.colorspace
+        if matrix == _UNSPECIFIED and min(frame.width, frame.height) >= 720:
+            matrix = _BT709
+        same = (width, height) == (frame.width, frame.height)
+        small = scaler.reformat(
+            frame,
+            width=width,
+            height=height,
+            format="gray8" if gray else "rgb24",
+            src_colorspace=matrix,
+            src_color_range=frame.color_range,
+            dst_color_range=2,  # full: 0..255
+            interpolation="POINT" if same else "AREA",
+            threads=1,
+        )
+        image = cast(np.ndarray, small.to_ndarray())
+        return cv2.LUT(image, tone_curve(frame.color_trc)) if frame.color_trc in (_PQ, _HLG) else image
+
+
+def tone_curve(transfer: int) -> np.ndarray:
+    """uint8 [256]: code value of PQ or HLG → sRGB code value, diffuse white (203 nit, BT.2408) just below the top.
+
+    Luminance above white is rolled off by x/(1+x) scaled to the curve's peak; primaries are left as they are.
+    """
+    code = np.arange(256) / 255.0
+    if transfer == _PQ:  # SMPTE ST 2084, in units of 203 nit
+        m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
+        power = code ** (1 / m2)
+        light = (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1) * 10_000 / 203
+    else:  # ARIB STD-B67 and the 1.2 gamma of a 1000-nit display
+        a, b, c = 0.17883277, 0.28466892, 0.55991073
+        scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
+        light = scene**1.2 * 1000 / 203
+    light = light / (1 + light) * 2
+    light = np.clip(light, 0, 1)
+    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.round(255 * srgb).astype(np.uint8)
+
+
+def open_bytes(uri: str) -> IO[bytes]:
+    """The bytes of a local path, or of an fsspec URL (``s3://…``), seekable.
+
+    Raises:
+        MediaError: missing, not a file, empty or unreadable.
+    """
+    try:
+        if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", uri):
+            return cast(IO[bytes], fsspec.open(uri, "rb").open())
+        path = Path(uri)
+        if path.is_file() and path.stat().st_size == 0:
+            raise MediaError("open", "the file is empty (0 bytes); copy or download it again.")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        raise MediaError("open", f"the file cannot be read ({_short(error)}).") from error
+
+
+class VideoFile:
+    """An open video: ``info`` and the decoded frames, in order of presentation. A context manager.
+
+    Raises:
+        MediaError: not a video, or no frame of it can be decoded.
+    """
+
+    def __init__(self, uri: str, threads: int = 1, *, identify: bool = True) -> None:
+        self.damaged_packets = 0
+        self._scalers = Scalers()
+        self._stack = ExitStack()
+        try:
+            file = self._stack.enter_context(open_bytes(uri))
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16] if identify else ""  # type: ignore[arg-type]
+            size = file.seek(0, 2)
+            file.seek(0)
+            self.container = self._stack.enter_context(open_container(file))
+            self.stream = self._pick_stream(threads)
+            self._first, first = self._decode_first()
+            self.info, self.display = self._describe(uri, digest, size, first)
+            self._deinterlace = Deinterlacer(self.stream) if self.info.interlaced else None
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame from where the file stands; damaged ones are marked, undecodable packets counted."""
+        for frame in self._filtered():
+            yield self._wrap(frame)
+
+    def seek(self, seconds: float) -> None:
+        """Go to the key frame at or before ``seconds`` on the container's clock."""
+        self._first = iter(())
+        base = cast(Any, self.stream.time_base)
+        self.container.seek(int(seconds / base), stream=self.stream, backward=True)
+        self._first = self._packets()
+
+    def _filtered(self) -> Iterator[av.VideoFrame]:
+        if self._deinterlace is None:
+            yield from self._first
+        else:
+            yield from self._deinterlace.run(self._first)
+
+    def _wrap(self, frame: av.VideoFrame) -> Frame:
+        base = frame.time_base or self.stream.time_base
+        duration = float((frame.duration or 0) * base) if base else 0.0
+        return AvFrame(frame, cast(float, frame.time), duration or 1 / self.info.fps, self.display, self._scalers)
+
+    def _pick_stream(self, threads: int) -> av.VideoStream:
+        for stream in self.container.streams.video:
+            if not stream.disposition & av.stream.Disposition.attached_pic and stream.codec_context is not None:
+                stream.thread_count = threads
+                stream.thread_type = "AUTO" if threads > 1 else "NONE"
+                for other in self.container.streams:
+                    if other is not stream:
+                        other.discard = av.stream.Discard.all
+                return stream
+        raise MediaError("probe", "there is no video stream in the file; give a file that holds pictures.")
+
+    def _packets(self) -> Iterator[av.VideoFrame]:
+        step = 1 / float(self.stream.average_rate or self.stream.guessed_rate or 25)
+        time = None
+        packets = self.container.demux(self.stream)
+        while True:
+            try:
+                packet = next(packets)
+                decoded = packet.decode()
+            except (StopIteration, EOFError):
+                return
+            except av.error.FFmpegError:
+                self.damaged_packets += 1
+                if self.damaged_packets > 1000:  # a file of noise: demuxing on would find nothing
+                    return
+                continue
+            for frame in cast(list[av.VideoFrame], decoded):
+                if frame.pts is None:  # raw streams carry no time stamps
+                    time = 0.0 if time is None else time + step
+                    frame.time_base, frame.pts = _MICRO, round(time * 1_000_000)
+                time = cast(float, frame.time)
+                yield frame
+
+    def _decode_first(self) -> tuple[Iterator[av.VideoFrame], av.VideoFrame]:
+        packets = self._packets()
+        first = next(packets, None)
+        if first is None:
+            raise MediaError("decode", "no frame can be decoded; the file is damaged or its codec is unknown.")
+
+        def chained() -> Iterator[av.VideoFrame]:
+            yield first
+            yield from packets
+
+        return chained(), first
+
+    def _describe(self, uri: str, digest: str, size: int, first: av.VideoFrame) -> tuple[MediaInfo, Display]:
+        stream, audio = self.stream, sound_stream(self.container)
+        aspect = float(stream.sample_aspect_ratio or 1) or 1.0
+        rotation = round(first.rotation / 90) * 90 % 360
+        display = Display(first.width, first.height, aspect, rotation)
+        info = MediaInfo(
+            uri=uri,
+            video_id=digest,
+            bytes=size,
+            container=self.container.format.name.split(",")[0],
+            vcodec=stream.codec_context.name,
+            acodec=audio.codec_context.name if audio else None,
+            duration_s=self._promised(),
+            fps=float(stream.average_rate or stream.guessed_rate or 25),
+            width=display.size[0],
+            height=display.size[1],
+            rotation=rotation,
+            sample_rate=audio.codec_context.sample_rate if audio else None,
+            channels=audio.codec_context.channels if audio else None,
+            hdr=first.color_trc in (_PQ, _HLG),
+            interlaced=bool(first.interlaced_frame),
+            origin_s=cast(float, first.time),
+        )
+        return info, display
+
+    def _promised(self) -> float | None:
+        """Seconds of video that the header promises; None where it promises none for the video alone."""
+        if self.stream.duration:
+            return float(self.stream.duration * cast(Any, self.stream.time_base))
+        if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", self.stream.metadata.get("DURATION", "")):
+            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+        alone = len(self.container.streams) == 1 and self.container.duration
+        return self.container.duration / 1_000_000 if alone and self.container.duration else None
+
+
+class Deinterlacer:
+    """bwdif over the frames that are marked as interlaced, one frame out per frame in."""
+
+    def __init__(self, stream: av.VideoStream) -> None:
+        self._stream = stream
+
+    def run(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """The frames, whole."""
+        graph = av.filter.Graph()
+        source = graph.add_buffer(template=self._stream)
+        bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+        sink = graph.add("buffersink")
+        source.link_to(bwdif)
+        bwdif.link_to(sink)
+        graph.configure()
+        for frame in frames:
+            graph.push(frame)
+            yield from self._pull(graph)
+        graph.push(None)
+        yield from self._pull(graph)
+
+    @staticmethod
+    def _pull(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
+        while True:
+            try:
+                yield cast(av.VideoFrame, graph.pull())
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+
+
+def open_container(file: IO[bytes]) -> Any:
+    """The demuxer of an open file, by content and not by name.
+
+    Raises:
+        MediaError: no known container.
+    """
+    try:
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        return av.open(file, options=options, metadata_errors="replace", buffer_size=262_144)
+    except (av.error.FFmpegError, ValueError, OSError) as error:
+        message = f"the file is not a video that can be opened ({_short(error)}); it is damaged or of another kind."
+        raise MediaError("open", message) from error
+
+
+def sound_stream(container: Any) -> Any:
+    """The audio stream that a player would choose, or None."""
+    usable = [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate]
+    best = container.streams.best("audio") if usable else None
+    return best if best in usable else (usable[0] if usable else None)
+
+
+def probe(uri: str) -> MediaInfo:
+    """Header and first frame of a video.
+
+    Raises:
+        MediaError: not a video, or no frame of it can be decoded.
+    """
+    with VideoFile(uri) as file:
+        return file.info
+
+
+def _short(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return str(text).splitlines()[0][:120]
