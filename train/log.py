@@ -1,0 +1,112 @@
+"""metrics.jsonl: one JSON object per line, and one printed line with rate and remaining time.
+
+Lines have ``kind``: `train` (means over the steps since the last line), `validation`, `event`. After a resume the
+lines of steps that will be done again are dropped, so a reader never meets a step twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Tally:
+    """Means of named per-sample values; tensors are kept as they are until :meth:`means`, so adding never waits."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Add one value per sample, float [n]."""
+        self._values[name].append(values.detach().float().reshape(-1))
+
+    def add_by(self, name: str, labels: Sequence[str], values: Tensor) -> None:
+        """Add value i under ``name/labels[i]``."""
+        for label in sorted(set(labels)):
+            picked = [i for i, other in enumerate(labels) if other == label]
+            self.add(f"{name}/{label}", values.detach()[picked])
+
+    def means(self) -> dict[str, float]:
+        """Mean over the samples of all ranks, by name; then empty."""
+        sums = {n: [float(t.double().sum()), t.numel()] for n, v in self._values.items() for t in [torch.cat(v)]}
+        self._values.clear()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, sums)
+            sums = {}
+            for part in gathered:
+                for name, (total, count) in part.items():
+                    entry = sums.setdefault(name, [0.0, 0])
+                    entry[0] += total
+                    entry[1] += count
+        return {name: total / count for name, (total, count) in sorted(sums.items()) if count}
+
+
+def sigma_bins(sigma: Tensor, bins: int) -> list[str]:
+    """The label of each sigma's bin of equal width over [0, 1], e.g. ``t0.2-0.4``."""
+    index = (sigma.clamp(0, 1) * bins).long().clamp(max=bins - 1).tolist()
+    return [f"t{i / bins:.2g}-{(i + 1) / bins:.2g}" for i in index]
+
+
+class Log:
+    """Appends to ``RUN/metrics.jsonl`` (rank 0 only; others pass ``out=None``) and tells ``say`` what happens."""
+
+    def __init__(self, out: Path | None, say: Callable[[str], None] | None = None) -> None:
+        self.path = out / METRICS_FILE if out is not None else None
+        self.say = say if say is not None and out is not None else (lambda _: None)
+        self._started: float | None = None
+        self._first = 0
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of steps after ``step``: they will be done again. Also starts the clock of the rate."""
+        self._started, self._first = None, step
+        if self.path is not None and self.path.exists():
+            kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+            part = self.path.with_suffix(".part")
+            part.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            part.replace(self.path)
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line; floats that are not finite are written as text, so that the line stays JSON."""
+        if self.path is None:
+            return
+        clean = {k: (str(v) if isinstance(v, float) and v - v != 0 else v) for k, v in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3)} | clean) + "\n")
+
+    def progress(self, step: int, last: int, stage: str, loss: float, rate: float) -> None:
+        """Print the state of a stage: ``rate`` in steps per second."""
+        left = (last - step) / rate if rate > 0 else 0.0
+        self.say(f"{stage}  step {step}/{last}  loss {loss:.4f}  {rate:.2f} steps/s  {_clock(left)} left")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics file; a line cut off by a kill is left out."""
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def of_kind(lines: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind, in order."""
+    return [line for line in lines if line.get("kind") == kind]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
