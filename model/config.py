@@ -91,8 +91,178 @@ class PhDAConfig:
 
 
 @dataclass(frozen=True)
+class CodecConfig:
+    """What turns pixels into latents.
+
+    Attributes:
+        kind: `wan` is the Wan2.1 VAE; `dct` the weight-free stand-in of the same shape.
+        path: `wan`: the original ``Wan2.1_VAE.pth``, a diffusers folder, or a hub id.
+    """
+
+    kind: Literal["dct", "wan"]
+    path: str | None
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """What turns captions into text rows.
+
+    Attributes:
+        kind: `umt5` is the umT5-xxl encoder; `tiny` hashes words, without weights.
+        path: `umt5`: the original ``models_t5_umt5-xxl-enc-bf16.pth``, a transformers folder, or a hub id.
+        tokenizer: `umt5`: the folder (or its ``tokenizer.json``), or a hub id.
+        dim: channels of a row.
+        max_tokens: longer captions are cut, as the released pipeline does.
+    """
+
+    kind: Literal["tiny", "umt5"]
+    path: str | None
+    tokenizer: str | None
+    dim: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """What turns the reference image into image tokens.
+
+    Attributes:
+        kind: `clip` is the visual tower of CLIP ViT-H/14; `tiny` pools colour patches, without weights.
+        path: `clip`: the original ``models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`` or an open_clip file.
+        dim, tokens: of the result.
+    """
+
+    kind: Literal["tiny", "clip"]
+    path: str | None
+    dim: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class AudioEncoderConfig:
+    """What turns sound into features.
+
+    Attributes:
+        kind: `whisper` is Whisper-tiny (the paper's); `wav2vec2` the released encoders; `tiny` cepstra, without weights.
+        variant: which audio path of the transformer the features are for; also the name in shards.
+        path: `whisper`: ``tiny.pt``; `wav2vec2`: a transformers folder, or a hub id.
+        dim: channels of one feature (`whisper` with all layers: 1920).
+        layers: `whisper`: its last layer, or all of them concatenated.
+        loudness: LUFS that the sound is brought to before `wav2vec2`, or null to leave it.
+        context_frames: video frames of sound kept on both sides of a clip; windows reach 6 back and 2 ahead.
+    """
+
+    kind: Literal["tiny", "whisper", "wav2vec2"]
+    variant: Literal["whisper", "preview", "flash"]
+    path: str | None
+    dim: int
+    layers: Literal["last", "all"]
+    loudness: float | None
+    context_frames: int
+
+
+@dataclass(frozen=True)
+class TeaCacheConfig:
+    """Skipping of forwards whose time embedding has hardly moved.
+
+    Attributes:
+        threshold: accumulated rescaled distance below which a step reuses the last residual; 0 = off.
+        warmup: steps at the start that are always computed.
+        coefficients: of the rescaling polynomial, highest power first.
+    """
+
+    threshold: float
+    warmup: int
+    coefficients: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LongVideoConfig:
+    """Videos longer than one window.
+
+    Attributes:
+        mode: `blend` denoises overlapping windows together (Eq. 4, 5); `prefix` continues chunk by chunk.
+        window: latent frames of one window or chunk.
+        overlap: latent frames that neighbouring windows share, N of Eq. 5. `blend`.
+        prefix_frames: video frames, 4k+1, that a chunk takes over from the one before. `prefix`.
+        anchor: condition of later windows: `reference` = the clip's first frame, as released; `none` = nothing given.
+    """
+
+    mode: Literal["blend", "prefix"]
+    window: int
+    overlap: int
+    prefix_frames: int
+    anchor: Literal["reference", "none"]
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How the flow is integrated from noise to latents.
+
+    Attributes:
+        scheduler: `euler`, `unipc` (order 2) or `dpmpp` (2M).
+        steps: network evaluations per guidance branch.
+        shift: of σ, s·u / (1 + (s−1)·u).
+        batched: evaluate the guidance branches in one forward (faster) or one by one (less memory).
+    """
+
+    scheduler: Literal["euler", "unipc", "dpmpp"]
+    steps: int
+    shift: float
+    batched: bool
+    teacache: TeaCacheConfig
+    long_video: LongVideoConfig
+
+
+@dataclass(frozen=True)
+class NegativePhase:
+    """One phase of the negative prompt.
+
+    Attributes:
+        prompt: name of the negative prompt, a key of ``prompts``.
+        steps: how many steps it lasts; null = to the end.
+        weight: of the negative prompt in this phase; 1 = plain guidance.
+    """
+
+    prompt: str
+    steps: int | None
+    weight: float
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Text and audio guidance, and the phase-aware negative prompts (PNG).
+
+    Attributes:
+        text, audio: guidance scales.
+        branches: `three` = (negative, silent), (text, silent), (text, audio), as preview; `two` = the last two, as flash.
+        dynamic: let the scales fall from their value to half of it over the first steps.
+        png: `guidance_scale` weighs the push away from the negative prompt; `embed_scale` scales the prompt's
+            embedding, as released; `off`.
+        compound: `embed_scale`: each step's factor multiplies the last one's, the released behaviour.
+        phases: in order; `off` uses the first one's prompt.
+        prompts: texts of the negative prompts.
+    """
+
+    text: float
+    audio: float
+    branches: Literal["three", "two"]
+    dynamic: bool
+    png: Literal["off", "guidance_scale", "embed_scale"]
+    compound: bool
+    phases: tuple[NegativePhase, ...]
+    prompts: dict[str, str]
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """All sections that `model/` reads."""
 
     transformer: TransformerConfig
     phda: PhDAConfig
+    codec: CodecConfig
+    text_encoder: TextEncoderConfig
+    image_encoder: ImageEncoderConfig
+    audio_encoder: AudioEncoderConfig
+    sampler: SamplerConfig
+    guidance: GuidanceConfig
