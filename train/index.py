@@ -1,0 +1,229 @@
+"""The shard index: which samples a run trains on (a keep-list is a query) and where each of their tensors lies.
+
+What a run learns from is never decided by rewriting shards: verdict, tier and scores are columns of the index, so
+a new threshold selects other rows of the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from configs.dataset_schema import INDEX, INDEX_FILE, SPLITS
+from configs.errors import EchoForgeError
+from train.config import KeepConfig
+
+DTYPES: dict[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The safetensors dtype names that a shard may hold."""
+
+
+class BadSample(EchoForgeError):
+    """One sample cannot be used: missing or short file, wrong digest, wrong shape, not finite."""
+
+    def __init__(self, sample: str, what: str):
+        super().__init__(f"sample {sample}{what}")
+        self.sample = sample
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """Where one tensor lies: ``length`` raw little-endian bytes at ``offset`` of the tar, C order."""
+
+    name: str
+    tar: str
+    offset: int
+    length: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class AudioGrid:
+    """How audio rows lie on the video's clock; rows outside [valid_from, valid_to) are padding."""
+
+    tokens_per_frame: float
+    frame0: int
+    valid_from: int
+    valid_to: int
+
+
+@dataclass(frozen=True)
+class SampleRecord:
+    """One row of the index, checked."""
+
+    sample_id: str
+    bucket: str
+    frames: int
+    height: int
+    width: int
+    n_captions: int
+    audio: dict[str, AudioGrid]
+    tensors: dict[str, TensorRef]
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """The rows of one split that pass the keep-list, sorted by ``sample_id``.
+
+    ``digest`` depends on the sample ids and their buckets alone: adding a field, merging or moving tars leaves it.
+    ``members`` maps a bucket's name to the row numbers of its samples, ascending.
+    """
+
+    root: str
+    split: str
+    digest: str
+    table: pa.Table
+    members: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def record(self, row: int) -> SampleRecord:
+        """The checked record of row ``row``.
+
+        Raises:
+            BadSample: the row points outside the dataset, or its sizes contradict each other.
+        """
+        return _record(self.table.slice(row, 1).to_pylist()[0])
+
+    def layout(self, bucket: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and shape that most samples of ``bucket`` have, per tensor name (of up to 101 rows evenly spread).
+
+        A sample that differs is a bad sample; the majority decides so that one odd row cannot condemn the rest.
+        """
+        rows = self.members[bucket]
+        votes: dict[str, Counter[tuple[torch.dtype, tuple[int, ...]]]] = {}
+        chosen = rows[np.unique(np.linspace(0, len(rows) - 1, 101).round().astype(int))]
+        good = 0
+        for row in chosen:
+            try:
+                tensors = self.record(int(row)).tensors
+            except BadSample:
+                continue
+            good += 1
+            for ref in tensors.values():
+                votes.setdefault(ref.name, Counter())[ref.dtype, ref.shape] += 1
+        return {name: vote.most_common(1)[0][0] for name, vote in votes.items() if 2 * vote.total() > good}
+
+    def sample_ids(self, rows: Iterable[int]) -> list[str]:
+        """The ids of the given rows."""
+        column = self.table.column("sample_id")
+        return [column[int(row)].as_py() for row in rows]
+
+
+def open_index(dataset: str | Path, *, split: str, keep: KeepConfig) -> SampleIndex:
+    """Read ``DATASET/index.parquet`` and keep the rows of ``split`` that satisfy ``keep``.
+
+    Raises:
+        EchoForgeError: no index there, a column is missing, an unknown split or score, or nothing is left.
+    """
+    root = str(dataset).rstrip("/")
+    if split not in SPLITS:
+        raise EchoForgeError(f"split '{split}' is unknown; a dataset has {', '.join(SPLITS)}.")
+    table = _read_index(root)
+    table = table.filter(pc.equal(table.column("split"), split))
+    present = table.num_rows
+    table = table.filter(keep_mask(table, keep)) if present else table
+    if not table.num_rows:
+        raise EchoForgeError(
+            f"dataset '{root}' has no sample left to read in split '{split}' ({present} before the keep-list): "
+            "relax loader.keep, or shard more videos."
+        )
+    table = table.sort_by("sample_id").combine_chunks()
+    ids, buckets = table.column("sample_id").to_pylist(), table.column("bucket").to_pylist()
+    if len(set(ids)) != len(ids):
+        raise EchoForgeError(f"the index of '{root}' names a sample twice; run `shards verify {root}`.")
+    digest = hashlib.sha256("\n".join(f"{i} {b}" for i, b in zip(ids, buckets, strict=True)).encode())
+    names = np.asarray(buckets)
+    members = {name: np.flatnonzero(names == name) for name in sorted(set(buckets))}
+    return SampleIndex(root, split, digest.hexdigest()[:16], table, members)
+
+
+def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:
+    """Boolean column: which rows satisfy verdicts, tiers and score bounds. An unmeasured score fails its bound.
+
+    Raises:
+        EchoForgeError: a bound names a column that the index lacks.
+    """
+    mask = pc.is_in(table.column("verdict"), pa.array(keep.verdicts, pa.string()))
+    if keep.tiers:
+        mask = pc.and_(mask, pc.is_in(table.column("tier"), pa.array(keep.tiers, pa.string())))
+    for bounds, compare in ((keep.at_least, pc.greater_equal), (keep.at_most, pc.less_equal)):
+        for name, value in bounds.items():
+            if name not in table.column_names or not pa.types.is_floating(INDEX.field(name).type):
+                known = ", ".join(f.name for f in INDEX if pa.types.is_floating(f.type))
+                raise EchoForgeError(f"loader.keep names the score '{name}', which is not in the index ({known}).")
+            mask = pc.and_(mask, pc.fill_null(compare(table.column(name), value), False))
+    if keep.skip:
+        mask = pc.and_(mask, pc.invert(pc.is_in(table.column("sample_id"), pa.array(keep.skip, pa.string()))))
+    return pc.fill_null(mask, False)
+
+
+def _read_index(root: str) -> pa.Table:
+    try:
+        if "://" in root:
+            import fsspec
+
+            with fsspec.open(f"{root}/{INDEX_FILE}", "rb") as file:
+                table = pq.read_table(file)
+        else:
+            table = pq.ParquetFile(Path(root) / INDEX_FILE).read()
+    except FileNotFoundError as error:
+        raise EchoForgeError(
+            f"'{root}' holds no {INDEX_FILE}: it is not a dataset, or `shard` has not ended."
+        ) from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise EchoForgeError(f"the index of '{root}' cannot be read ({error}); run `shard` again.") from error
+    if missing := [name for name in INDEX.names if name not in table.column_names]:
+        raise EchoForgeError(f"the index of '{root}' lacks the columns {', '.join(missing)}: it is of another version.")
+    return table.select(INDEX.names).cast(INDEX)
+
+
+def _record(row: dict[str, Any]) -> SampleRecord:
+    sample = row["sample_id"]
+    tensors: dict[str, TensorRef] = {}
+    for item in row["tensors"] or []:
+        ref = _tensor_ref(item, sample)
+        tensors[ref.name] = ref
+    grids = {
+        item["variant"]: AudioGrid(item["tokens_per_frame"], item["frame0"], item["valid_from"], item["valid_to"])
+        for item in row["audio"] or []
+    }
+    return SampleRecord(sample, row["bucket"], row["F"], row["H"], row["W"], row["n_captions"] or 0, grids, tensors)
+
+
+def _tensor_ref(item: dict[str, Any], sample: str) -> TensorRef:
+    name, where = item["name"], f", tensor '{item['name']}'"
+    path = PurePosixPath(item["tar"] or "/")
+    if path.is_absolute() or ".." in path.parts or "://" in str(path) or "\\" in str(path):
+        raise BadSample(sample, f"{where}: the tar '{item['tar']}' lies outside the dataset.")
+    dtype = DTYPES.get(item["dtype"])
+    if dtype is None:
+        raise BadSample(sample, f"{where}: dtype {item['dtype']!r} is not one a shard may hold.")
+    shape = tuple(item["shape"] or ())
+    if min(shape, default=0) < 0 or item["offset"] < 0 or math.prod(shape) * dtype.itemsize != item["length"]:
+        raise BadSample(
+            sample, f"{where}: {item['length']} bytes at {item['offset']} cannot hold {list(shape)} {item['dtype']}."
+        )
+    return TensorRef(name, str(path), item["offset"], item["length"], dtype, shape, item["sha256"] or "")

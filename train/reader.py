@@ -1,0 +1,160 @@
+"""Positioned reads of raw tensor bytes straight into the memory where the batch is built.
+
+Nothing in a shard is ever interpreted: the index says where a tensor's bytes lie, they are read into a tensor of the
+type and shape that the index declares, and their sha256 must be the one that the index holds. What else a tar
+contains (pickles, links, device files, strange names) is never looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from train.index import BadSample, TensorRef
+
+
+class Source(Protocol):
+    """Reads a byte range of a file into memory; safe to call from many threads."""
+
+    def read_into(self, path: str, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from ``path[offset:]``. Raises OSError (also when the file ends early)."""
+
+    def size(self, path: str) -> int:
+        """Bytes of the file. Raises OSError when there is none, or when it is not a regular file."""
+
+    def close(self) -> None:
+        """Let go of open files."""
+
+
+class LocalSource:
+    """`preadv` on a bounded set of open files. A link or a device in place of a tar is refused."""
+
+    def __init__(self, max_open: int = 128):
+        self._max_open = max_open
+        self._files: OrderedDict[str, _SharedFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read_into(self, path: str, offset: int, out: memoryview) -> None:
+        file = self._acquire(path)
+        try:
+            done = 0
+            while done < len(out):
+                count = os.preadv(file.fd, [out[done:]], offset + done)
+                if count == 0:
+                    raise OSError(f"the file ends at byte {offset + done}, before the tensor does")
+                done += count
+        finally:
+            self._release(file)
+
+    def size(self, path: str) -> int:
+        status = Path(path).lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")
+        return status.st_size
+
+    def _acquire(self, path: str) -> _SharedFile:
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = _SharedFile(_open_regular(path))
+                if len(self._files) > self._max_open:
+                    _, oldest = self._files.popitem(last=False)
+                    oldest.retire()
+            self._files.move_to_end(path)
+            file.users += 1
+            return file
+
+    def _release(self, file: _SharedFile) -> None:
+        with self._lock:
+            file.users -= 1
+            file.close_if_unused()
+
+    def close(self) -> None:
+        with self._lock:
+            for file in self._files.values():
+                file.retire()
+            self._files.clear()
+
+
+class _SharedFile:
+    """A descriptor that is closed when nobody reads from it any more. Guarded by the source's lock."""
+
+    def __init__(self, fd: int):
+        self.fd, self.users, self.retired = fd, 0, False
+
+    def retire(self) -> None:
+        self.retired = True
+        self.close_if_unused()
+
+    def close_if_unused(self) -> None:
+        if self.retired and not self.users and self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _open_regular(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError("it is not a regular file")
+    return fd
+
+
+class RemoteSource:
+    """Range requests through fsspec, for datasets on an object store."""
+
+    def __init__(self, root: str):
+        import fsspec
+
+        self._fs: Any = fsspec.core.url_to_fs(root)[0]
+
+    def read_into(self, path: str, offset: int, out: memoryview) -> None:
+        data = self._fs.cat_file(path, start=offset, end=offset + len(out))
+        if len(data) != len(out):
+            raise OSError(f"the store returned {len(data)} bytes instead of {len(out)}")
+        out[:] = data
+
+    def size(self, path: str) -> int:
+        return int(self._fs.size(path))
+
+    def close(self) -> None:
+        return None
+
+
+def open_source(root: str) -> Source:
+    """The source that fits the dataset's root: a local folder, or a URL that fsspec knows."""
+    return RemoteSource(root) if "://" in root else LocalSource()
+
+
+def read_tensor(source: Source, root: str, ref: TensorRef, out: torch.Tensor, *, sample: str, digest: bool) -> None:
+    """Read ``ref`` into ``out``, a contiguous CPU tensor of exactly its dtype and shape.
+
+    Raises:
+        BadSample: the file is missing, short or not a file, or the bytes are not those that were written.
+    """
+    where = f", tensor '{ref.name}' ({ref.tar} at byte {ref.offset})"
+    if out.dtype != ref.dtype or tuple(out.shape) != ref.shape:
+        raise BadSample(sample, f"{where}: {list(ref.shape)} {ref.dtype} do not fit {list(out.shape)} {out.dtype}.")
+    view = raw_bytes(out)
+    try:
+        source.read_into(f"{root}/{ref.tar}", ref.offset, view)
+    except FileNotFoundError as error:
+        raise BadSample(sample, f"{where}: there is no such file.") from error
+    except OSError as error:
+        raise BadSample(sample, f"{where}: {error.strerror or error}.") from error
+    if digest and hashlib.sha256(view).hexdigest()[:16] != ref.sha256:
+        raise BadSample(sample, f"{where}: the bytes are not those that were written (sha256 differs).")
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor as a writable view, without copying."""
+    if not tensor.is_contiguous():
+        raise ValueError("only a contiguous tensor can be read into")
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
