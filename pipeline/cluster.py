@@ -1,0 +1,321 @@
+"""Workers as Ray actors: one per slot, one batch in flight each, replaced when they die, hang or grow.
+
+Ray Core and not Ray Data, because a unit takes seconds to hours, pixels stay inside the actor that decodes them, and
+the commit log is ours: a Dataset would add blocks in the object store and a second notion of progress.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import math
+import os
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from configs.errors import EchoForgeError
+from pipeline.config import ExecutionConfig, WorkerShare
+from pipeline.engine import EngineError, Receipt, Schedule, Worker, run_batch
+from pipeline.ledger import Ledger, Unit, code_version
+
+_GRACE_S = 30.0
+"""The driver kills a worker that is so much over its budget: its own timer must have failed."""
+_STARTS = 3
+"""So many workers in a row that die while they start end the run."""
+
+
+def run_on_ray(
+    schedule: Schedule,
+    make_worker: Callable[[], Worker],
+    ledger: Ledger,
+    share: WorkerShare,
+    cfg: ExecutionConfig,
+    address: str | None,
+) -> None:
+    """Work through ``schedule`` on Ray actors.
+
+    Raises:
+        EngineError: no node has room for one worker, or workers cannot start.
+        EchoForgeError: what the worker's start or a commit raised.
+    """
+    with session(address, share, cfg.object_store_mb), tempfile.TemporaryDirectory(prefix="echoforge-") as scratch:
+        pool = _Pool(schedule, make_worker, ledger, share, Path(scratch))
+        try:
+            pool.work()
+        finally:
+            pool.close()
+
+
+@contextlib.contextmanager
+def session(address: str | None, share: WorkerShare, object_store_mb: int) -> Iterator[None]:
+    """A Ray that is there already, the cluster at ``address``, or one started in this process and ended with it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    root = str(Path(__file__).resolve().parents[1])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    folder = None
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            folder = tempfile.mkdtemp(prefix="ef-", dir="/tmp" if Path("/tmp").is_dir() else None)  # socket paths ≤ 107
+            ray.init(
+                address="local",
+                num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
+                object_store_memory=object_store_mb * 2**20,
+                include_dashboard=False,
+                _temp_dir=folder,
+                **quiet,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        place = f"joining the Ray cluster at '{address}'" if address else "starting Ray in this process"
+        raise EngineError(f"{place} failed: {error}. --inline runs without Ray.") from error
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Resident bytes of this process (its peak where the system does not tell)."""
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --------------------------------------------------------------------------------------------- in the worker
+
+
+class Slot:
+    """The actor: builds its worker once, runs batches, and ends itself rather than hang or eat the machine."""
+
+    def __init__(self, shared: tuple[Callable[[], Worker], Ledger], code: str, words: str, limit: int) -> None:
+        self._make, self._ledger = shared
+        self._code, self._limit = code, limit
+        self._worker: Worker | None = None
+        # Last words go to a file of this machine that the driver reads when it runs on the same one.
+        here = Path(words).parent.is_dir()
+        self._words = (Path(words) if here else Path(os.devnull)).open("w", encoding="utf-8")
+        faulthandler.enable(self._words)
+
+    def start(self) -> tuple[str, EchoForgeError | None]:
+        """Build the worker. Returns the node and what went wrong."""
+        import ray
+
+        threading.Thread(target=self._watch_memory, daemon=True).start()
+        node = ray.get_runtime_context().get_node_id()
+        try:
+            self._worker = self._make()
+        except EchoForgeError as error:
+            return node, error
+        except Exception as error:
+            return node, EngineError(f"a worker could not be built: {type(error).__name__}: {error}.")
+        return node, None
+
+    def run(self, units: list[Unit]) -> Receipt:
+        """Run and commit a batch."""
+        assert self._worker is not None
+        receipt = run_batch(self._worker, units, self._ledger, self._code, self._guard)
+        receipt.memory = memory()
+        return receipt
+
+    @contextlib.contextmanager
+    def _guard(self, unit: Unit) -> Iterator[None]:
+        # A C thread, so it fires even when native code hangs while it holds the interpreter's lock.
+        faulthandler.dump_traceback_later(unit.budget_s, exit=True, file=self._words)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch_memory(self) -> None:
+        while True:
+            if (used := memory()) > self._limit:
+                self._words.write(f"memory: {used >> 20} MB used, {self._limit >> 20} MB allowed\n")
+                self._words.flush()
+                os._exit(1)
+            time.sleep(0.25)
+
+
+# --------------------------------------------------------------------------------------------- in the driver
+
+
+@dataclass
+class _Running:
+    """One actor and what it is doing."""
+
+    actor: Any
+    words: Path
+    ref: Any
+    node: str = ""
+    batch: list[Unit] = field(default_factory=list)
+    since: float = 0.0
+    killed: bool = False  # by the driver, for exceeding its budget
+
+    @property
+    def allowed(self) -> float:
+        return sum(unit.budget_s for unit in self.batch) + _GRACE_S
+
+
+class _Pool:
+    def __init__(
+        self, schedule: Schedule, make_worker: Callable[[], Worker], ledger: Ledger, share: WorkerShare, scratch: Path
+    ) -> None:
+        import ray
+
+        self.ray, self.schedule, self.share, self.scratch = ray, schedule, share, scratch
+        self.shared = ray.put((make_worker, ledger))
+        self.actor_class: Any = ray.remote(Slot)
+        self.busy: dict[Any, _Running] = {}
+        self.idle: list[_Running] = []
+        self.bad_starts = 0
+        self.made = 0
+        self.target, self.counted = 0, -math.inf
+
+    def work(self) -> None:
+        while len(self.schedule) or self.busy:
+            self._grow()
+            self._dispatch()
+            ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=1.0)
+            if ready and len(self.busy) > 1:
+                ready, _ = self.ray.wait(list(self.busy), num_returns=len(self.busy), timeout=0)
+            for ref in ready:
+                self._receive(self.busy.pop(ref))
+            self._enforce_budgets()
+            self.schedule.tick(sum(bool(r.batch) for r in self.busy.values()), len(self.busy) + len(self.idle))
+
+    def close(self) -> None:
+        for running in [*self.busy.values(), *self.idle]:
+            self.ray.kill(running.actor, no_restart=True)
+
+    def _grow(self) -> None:
+        if time.monotonic() - self.counted > 5.0:
+            self.target, self.counted = self._room(), time.monotonic()
+        wanted = min(self.target, len(self.schedule))
+        while len(self.busy) + len(self.idle) < wanted:
+            self.made += 1
+            words = self.scratch / str(self.made)
+            share = self.share
+            actor = self.actor_class.options(
+                num_cpus=share.cpus,
+                num_gpus=share.gpus,
+                memory=share.memory_mb * 2**20,
+                max_restarts=0,
+                scheduling_strategy="SPREAD",
+            ).remote(self.shared, code_version(), str(words), share.memory_limit_mb * 2**20)
+            ref = actor.start.remote()
+            self.busy[ref] = _Running(actor, words, ref, since=time.monotonic())
+
+    def _room(self) -> int:
+        """How many workers the living nodes can hold, at most ``share.count``."""
+        share, room = self.share, 0
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                has = node["Resources"]
+                limits = [has.get("memory", 0.0) // (share.memory_mb * 2**20)]
+                limits += [has.get("CPU", 0.0) // share.cpus] if share.cpus else []
+                limits += [has.get("GPU", 0.0) // share.gpus] if share.gpus else []
+                room += int(min(limits))
+        if room == 0 and not self.busy and not self.idle:
+            raise EngineError(
+                f"no machine has room for one worker of {share.cpus:g} CPUs, {share.gpus:g} GPUs and "
+                f"{share.memory_mb} MB: lower these under 'execution' in the configuration, or join a larger cluster."
+            )
+        return min(room, share.count) if share.count else room
+
+    def _dispatch(self) -> None:
+        while self.idle:
+            in_flight = sum(bool(r.batch) for r in self.busy.values())
+            batch = self.schedule.take(in_flight, max(1, self.target))
+            if not batch:
+                return
+            running = self.idle.pop()
+            running.batch, running.since = batch, time.monotonic()
+            running.ref = running.actor.run.remote(batch)
+            self.busy[running.ref] = running
+
+    def _receive(self, running: _Running) -> None:
+        try:
+            answer = self.ray.get(running.ref)
+        except self.ray.exceptions.RayError as error:
+            self._bury(running, error)
+            return
+        if isinstance(answer, Receipt):
+            batch, running.batch = running.batch, []
+            if answer.memory > self.share.memory_mb * 2**20:
+                self.ray.kill(running.actor, no_restart=True)  # it grew: the next one starts small
+            else:
+                self.idle.append(running)
+            self.schedule.settle(batch, answer)
+            return
+        running.node, trouble = answer
+        if trouble:
+            raise trouble
+        self.bad_starts = 0
+        self.idle.append(running)
+
+    def _bury(self, running: _Running, error: Exception) -> None:
+        lost = bool(running.node) and running.node not in {n["NodeID"] for n in self.ray.nodes() if n["Alive"]}
+        if not running.batch:
+            self.bad_starts += not lost
+            if self.bad_starts >= _STARTS:
+                raise EngineError(f"workers die while they start: {_last_words(running, error)[0]}") from error
+        elif lost:
+            self.counted = -math.inf
+            self.schedule.lost_node(running.batch)
+        else:
+            cause, detail, crashed = _last_words(running, error)
+            self.schedule.died(running.batch, cause, detail, crashed=crashed)
+
+    def _enforce_budgets(self) -> None:
+        now = time.monotonic()
+        for running in self.busy.values():
+            if running.batch and not running.killed and now - running.since > running.allowed:
+                running.killed = True
+                self.ray.kill(running.actor, no_restart=True)
+
+
+def _last_words(running: _Running, error: Exception) -> tuple[str, str, bool]:
+    """One sentence on why a worker died, the detail, and whether it crashed by itself."""
+    words = running.words.read_text("utf-8", "replace") if running.words.is_file() else ""
+    elapsed = time.monotonic() - running.since
+    detail = words or str(error)
+    budget = max((unit.budget_s for unit in running.batch), default=math.inf)
+    if running.killed or "Timeout (" in words or (not words and elapsed >= budget):
+        return f"it hung: still not done after its time budget of {budget:g} s.", detail, False
+    if match := re.match(r"memory: (.*)", words):
+        return f"it ran out of memory: {match[1]}.", detail, True
+    if match := re.search(r"Fatal Python error: (.*)", words):
+        return f"it crashed its process: {match[1]}.", detail, True
+    if "OutOfMemory" in type(error).__name__ or "OOM" in str(error):
+        return "it ran out of memory: the machine was nearly full and Ray ended the process.", detail, True
+    return "it ended its process without a word (killed from outside, or native code called exit).", detail, True

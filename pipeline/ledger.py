@@ -1,0 +1,316 @@
+"""What has been done: a unit is done when the part file that holds its rows has been renamed into place.
+
+Layout below ``root`` (a folder of the output, local or remote)::
+
+    <parameters>/parameters.json     parameter hash of every operator; the folder is named by their common digest
+    <parameters>/parts/u-<unit>.parquet     the rows of one unit and its record, or
+                       g-<digest>.parquet   of several short units committed together, or
+                       m-<digest>.parquet   of many parts merged
+    <parameters>/quarantine/<unit>.json     a unit given up, and why
+
+A part file has one row per unit: the columns of :data:`RECORD` and one list column per table that the stage makes.
+Nothing else is kept, so resuming is listing what is missing, and switching parameters back finds the old parts.
+A unit may sit in two parts when a process died between two steps; readers take it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs import strict
+from pipeline import store
+
+RECORD = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("key", pa.string()),  # what the unit is about: a source, a clip group
+        ("fingerprint", pa.string()),  # of its input
+        ("code", pa.string()),  # version that computed it
+        ("rows", pa.int32()),
+        ("seconds", pa.float64()),
+        ("amount", pa.float64()),  # seconds of video
+        ("timings", pa.string()),  # JSON: operator → seconds
+        ("finished", pa.float64()),  # Unix time
+    ]
+)
+Rows = Mapping[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work.
+
+    ``id`` must be a pure function of the input (source, span, fingerprint) and be usable as a file name; ``payload``
+    is small and travels to the worker; ``cost`` orders units, dearest first, in any consistent measure.
+    """
+
+    id: str
+    payload: Any
+    key: str = ""
+    fingerprint: str = ""
+    cost: float = 1.0
+    budget_s: float = 600.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a worker made of a unit: rows per table, seconds of video seen, seconds per operator."""
+
+    tables: Rows
+    amount: float = 0.0
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A unit with its result, ready to be committed."""
+
+    unit: Unit
+    result: Result
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A unit given up."""
+
+    unit: str
+    key: str
+    fingerprint: str
+    cause: str  # one sentence
+    detail: str  # traceback or last words of the process
+    attempts: int
+    time: float
+
+
+def unit_id(*parts: object) -> str:
+    """Deterministic id of a unit from what it depends on: 20 hex digits."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:20]
+
+
+@cache
+def code_version() -> str:
+    """Version of this package and, in a checkout, the git revision (with ``+`` when files differ from it)."""
+    try:
+        version = metadata.version("echoforge")
+    except metadata.PackageNotFoundError:
+        version = "source"
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return version
+    try:
+        revision = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "-uno")
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version} {revision}{'+' if changed else ''}"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
+class Ledger:
+    """The record of one stage of one output under one set of parameters.
+
+    Args:
+        root: folder of the stage's records, say ``OUT/ledger/curate``.
+        tables: schema of every table that the stage makes.
+        parameters: parameter hash of every operator; other parameters are another ledger beside this one.
+    """
+
+    def __init__(self, root: str, tables: Mapping[str, pa.Schema], parameters: Mapping[str, str]) -> None:
+        self.root, self.tables, self.parameters = root, dict(tables), dict(parameters)
+        self.home = store.join(root, strict.digest(self.parameters))
+        self.parts = store.join(self.home, "parts")
+        self.schema = pa.schema(
+            [*RECORD, *(pa.field(name, pa.list_(pa.struct(list(schema)))) for name, schema in self.tables.items())]
+        )
+
+    def prepare(self) -> None:
+        """Write ``parameters.json`` and clear what dead processes left half-written."""
+        store.sweep(self.root)
+        path = store.join(self.home, "parameters.json")
+        if not store.exists(path):
+            store.write_bytes(path, json.dumps(self.parameters, indent=1, sort_keys=True).encode())
+
+    def changed_parameters(self, previous: Mapping[str, str]) -> list[str]:
+        """Operators whose parameter hash differs from ``previous``, added and removed ones included."""
+        return sorted(k for k in {*previous, *self.parameters} if previous.get(k) != self.parameters.get(k))
+
+    # ------------------------------------------------------------------------------------------------ commit
+
+    def part(self, units: Iterable[str]) -> str:
+        """Where the rows of exactly these units go."""
+        ids = sorted(units)
+        name = f"u-{ids[0]}" if len(ids) == 1 else f"g-{unit_id(*ids)}"
+        return store.join(self.parts, f"{name}.parquet")
+
+    def commit(self, finished: list[Finished], code: str) -> None:
+        """Write one part file with the rows and records of ``finished``: all of them are done, or none.
+
+        Raises:
+            KeyError: a row has a column, or a result a table, that the stage did not declare.
+            pa.ArrowInvalid: a value of the wrong type.
+            StoreError: it could not be written.
+        """
+        columns: dict[str, list[Any]] = {name: [] for name in self.schema.names}
+        for item in finished:
+            result = item.result
+            if unknown := set(result.tables) - set(self.tables):
+                raise KeyError(f"tables unknown to this stage: {', '.join(sorted(unknown))}")
+            for name, schema in self.tables.items():
+                rows = result.tables.get(name, [])
+                for row in rows:
+                    if unknown := set(row) - set(schema.names):
+                        raise KeyError(f"columns unknown to '{name}': {', '.join(sorted(unknown))}")
+                columns[name].append(rows)
+            record = {
+                "unit": item.unit.id,
+                "key": item.unit.key,
+                "fingerprint": item.unit.fingerprint,
+                "code": code,
+                "rows": sum(len(rows) for rows in result.tables.values()),
+                "seconds": item.seconds,
+                "amount": result.amount,
+                "timings": json.dumps({k: round(v, 4) for k, v in result.timings.items()}),
+                "finished": time.time(),
+            }
+            for name, value in record.items():
+                columns[name].append(value)
+        arrays = [pa.array(columns[f.name], type=f.type) for f in self.schema]
+        table = pa.Table.from_arrays(arrays, schema=self.schema)
+        store.write_table(self.part(item.unit.id for item in finished), table)
+
+    def committed(self, units: Iterable[str]) -> bool:
+        """Whether a part with exactly these units is in place (asked when its writer died before it could answer)."""
+        return store.exists(self.part(units))
+
+    # ------------------------------------------------------------------------------------------------ read
+
+    def _parts(self) -> list[store.Entry]:
+        return store.listing(self.parts, ".parquet")
+
+    def done(self) -> set[str]:
+        """Ids of all units that are done: a listing, plus one small column of the parts that hold several."""
+        parts = self._parts()
+        ids = {p.name[2:-8] for p in parts if p.name.startswith("u-")}
+        grouped = [p.url for p in parts if not p.name.startswith("u-")]
+        with ThreadPoolExecutor(8) as pool:
+            for units in pool.map(_units, grouped):
+                ids.update(units)
+        return ids
+
+    def records(self) -> pa.Table:
+        """The :data:`RECORD` columns of every unit, each unit once."""
+        urls = [p.url for p in self._parts()]
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda url: _read(url, RECORD.names), urls))
+        table = pa.concat_tables(found) if found else RECORD.empty_table()
+        return table.take(pa.array(_first(table["unit"]), pa.int64()))
+
+    def read(self, name: str, wanted: set[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of table ``name``, one arrow table per part file, each unit once.
+
+        Args:
+            wanted: only these units.
+            columns: only these columns of the table (others are not read from the file).
+        """
+        schema = self.tables[name]
+        keep = columns or schema.names
+        seen: set[str] = set()
+        for part in self._parts():
+            table = _read(part.url, ["unit", *(f"{name}.list.element.{column}" for column in keep)])
+            ids = table["unit"].to_pylist()
+            mask = []
+            for unit in ids:
+                mask.append(unit not in seen and (wanted is None or unit in wanted))
+                seen.add(unit)
+            if not all(mask):
+                table = table.filter(pa.array(mask))
+            rows = pc.list_flatten(table[name].combine_chunks())
+            if len(rows):
+                yield pa.Table.from_struct_array(rows).select(keep)
+
+    # ------------------------------------------------------------------------------------------------ quarantine
+
+    def quarantine(self, failure: Failure) -> None:
+        """Put a unit aside with its cause."""
+        data = json.dumps(asdict(failure), indent=1, ensure_ascii=False).encode()
+        store.write_bytes(store.join(self.home, "quarantine", f"{failure.unit}.json"), data)
+
+    def release(self, unit: str) -> None:
+        """Take a unit out of quarantine."""
+        store.remove(store.join(self.home, "quarantine", f"{unit}.json"))
+
+    def quarantined(self) -> dict[str, Failure]:
+        """Units given up, by id."""
+        files = store.listing(store.join(self.home, "quarantine"), ".json")
+        found = (json.loads(store.read_bytes(file.url)) for file in files)
+        return {item["unit"]: Failure(**item) for item in found}
+
+    # ------------------------------------------------------------------------------------------------ merge
+
+    def merge(self, target_mb: int = 64, fewer_than: int = 1000) -> int:
+        """Join small part files into files of about ``target_mb`` when there are more than ``fewer_than``.
+
+        Killed at any moment it leaves every unit in at least one part. Returns how many parts went away.
+        """
+        parts = [p for p in self._parts() if p.size < target_mb * 2**19]
+        if len(parts) <= fewer_than:
+            return 0
+        gone = 0
+        for group in _groups(parts, target_mb * 2**20):
+            table = pa.concat_tables(_read(p.url) for p in group)
+            table = table.take(pa.array(_first(table["unit"]), pa.int64()))
+            name = f"m-{unit_id(*sorted(table['unit'].to_pylist()))}.parquet"
+            store.write_table(store.join(self.parts, name), table)
+            for part in group:
+                if part.name != name:
+                    store.remove(part.url)
+                    gone += 1
+        return gone
+
+
+def _groups(parts: list[store.Entry], size: int) -> Iterator[list[store.Entry]]:
+    group: list[store.Entry] = []
+    total = 0
+    for part in parts:
+        group.append(part)
+        total += part.size
+        if total >= size or len(group) >= 4096:
+            yield group
+            group, total = [], 0
+    if len(group) > 1:
+        yield group
+
+
+def _read(url: str, columns: list[str] | None = None) -> pa.Table:
+    with store.parquet(url) as file:
+        return file.read(columns=columns, use_threads=False)
+
+
+def _units(url: str) -> list[str]:
+    units: list[str] = _read(url, ["unit"])["unit"].to_pylist()
+    return units
+
+
+def _first(units: pa.ChunkedArray) -> list[int]:
+    seen: dict[str, int] = {}
+    for index, unit in enumerate(units.to_pylist()):
+        seen.setdefault(unit, index)
+    return list(seen.values())

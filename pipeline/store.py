@@ -1,0 +1,346 @@
+"""Where files live: local paths and anything fsspec knows (``s3://`` …), read and written the same way.
+
+Whatever is written appears whole or not at all: on a disk by temporary file, fsync and rename; in an object store by
+spooling to a local file and one upload, which the store shows only when its last part has arrived. What may be
+repeated is retried with growing pauses. Credentials come from the environment (``AWS_*``, ``FSSPEC_*``) and never
+from a configuration; :func:`redact` takes them out of whatever is logged or saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import re
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import EchoForgeError
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+"""Tries of one operation on a store, with pauses of about 0.5, 1, 2 and 4 s between them."""
+_HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.]+)~(?P<pid>\d+)~\d+\.tmp$")
+_counter = itertools.count()
+
+
+class StoreError(EchoForgeError):
+    """A place that cannot be read or written: wrong address, no permission, no space left."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a listing. ``tag`` changes when the file changes: an etag, or modification time."""
+
+    url: str
+    name: str
+    size: int
+    tag: str
+
+
+def is_remote(url: str | os.PathLike[str]) -> bool:
+    """Whether ``url`` names an object store or server rather than a local path."""
+    scheme, sep, _ = os.fspath(url).partition("://")
+    return bool(sep) and scheme.isalnum() and scheme not in ("file", "local")
+
+
+def local(url: str | os.PathLike[str]) -> Path:
+    """The path of a local ``url``; every character of a plain path is part of the name."""
+    text = os.fspath(url)
+    return Path(text.split("://", 1)[1] if text.startswith(("file://", "local://")) else text)
+
+
+def join(url: str | os.PathLike[str], *parts: str) -> str:
+    """``url/part/part``."""
+    text = os.fspath(url)
+    return "/".join([text.rstrip("/") or "/", *parts]) if is_remote(text) else str(local(text).joinpath(*parts))
+
+
+def name_of(url: str) -> str:
+    """The last component of ``url``."""
+    return PurePosixPath(urlsplit(url).path).name if is_remote(url) else local(url).name
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a remote ``url`` and the path in it.
+
+    Raises:
+        StoreError: the protocol is unknown or its package is not installed.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise StoreError(f"'{redact(url)}' cannot be opened: {error}.") from error
+    return fs, path
+
+
+def retrying(operation: Callable[[], T], what: str) -> T:
+    """Run ``operation`` until it succeeds, at most :data:`ATTEMPTS` times.
+
+    Raises:
+        StoreError: no space left, no permission, or the last try failed; ``what`` is named.
+        FileNotFoundError: nothing is there (never retried).
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return operation()
+        except FileNotFoundError:
+            raise
+        except _HOPELESS as error:
+            raise StoreError(f"{redact(what)} failed: {redact(str(error))}.") from error
+        except (OSError, TimeoutError) as error:
+            if getattr(error, "errno", None) in _FULL:
+                raise StoreError(f"{redact(what)} failed: no space is left; free some and run again.") from error
+            if attempt == ATTEMPTS - 1:
+                raise StoreError(f"{redact(what)} failed {ATTEMPTS} times: {redact(str(error))}.") from error
+            time.sleep(0.5 * 2**attempt * random.uniform(0.8, 1.2))
+    raise AssertionError("unreachable")
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there."""
+    if not is_remote(url):
+        return local(url).exists()
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    return bool(retrying(lambda: fs.exists(path), f"looking for '{url}'"))
+
+
+def listing(url: str, suffix: str = "") -> list[Entry]:
+    """The files directly in a folder whose names end in ``suffix``, by name; temporary files are left out.
+
+    A folder that does not exist is empty. Names are taken as they are: nothing in them is a pattern.
+    """
+    entries = _list_remote(url) if is_remote(url) else _list_local(url)
+    wanted = (e for e in entries if e.name.endswith(suffix) and not _TEMPORARY.match(e.name))
+    return sorted(wanted, key=lambda e: e.name)
+
+
+def _list_local(url: str) -> Iterator[Entry]:
+    folder = local(url)
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as items:
+        for item in items:
+            try:
+                if item.is_file():
+                    stat = item.stat()
+                    yield Entry(str(folder / item.name), item.name, stat.st_size, str(stat.st_mtime_ns))
+            except FileNotFoundError:
+                continue  # renamed or removed meanwhile
+
+
+def _list_remote(url: str) -> Iterator[Entry]:
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        items = retrying(lambda: fs.ls(path, detail=True), f"listing '{url}'")
+    except FileNotFoundError:
+        return
+    for item in items:
+        if item["type"] == "file" and item["name"].rstrip("/") != path.rstrip("/"):
+            name = PurePosixPath(item["name"]).name
+            yield Entry(fs.unstrip_protocol(item["name"]), name, int(item["size"] or 0), _tag(item))
+
+
+def entry(url: str) -> Entry:
+    """Size and tag of one file, without reading it.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if not is_remote(url):
+        stat = local(url).stat()
+        return Entry(url, name_of(url), stat.st_size, str(stat.st_mtime_ns))
+    fs, path = filesystem(url)
+    info = retrying(lambda: fs.info(path), f"looking at '{url}'")
+    return Entry(url, name_of(url), int(info.get("size") or 0), _tag(info))
+
+
+def _tag(info: dict[str, Any]) -> str:
+    known = (info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
+    return next((str(value).strip('"') for value in known if value is not None), "")
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole content.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        StoreError: reading failed again and again.
+    """
+    if not is_remote(url):
+        return retrying(local(url).read_bytes, f"reading '{url}'")
+    fs, path = filesystem(url)
+    return bytes(retrying(lambda: fs.cat_file(path), f"reading '{url}'"))
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Put ``data`` at ``url``, replacing what was there in one step."""
+    with writing(url) as path:
+        path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def writing(url: str) -> Iterator[Path]:
+    """A local file to write; when the block ends well it appears at ``url`` whole, otherwise nothing does.
+
+    Raises:
+        StoreError: no space, no permission, or the store failed again and again.
+    """
+    if is_remote(url):
+        with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
+            path = Path(folder) / "object"
+            yield path
+            fs, target = filesystem(url)
+            retrying(lambda: fs.put_file(str(path), target), f"writing '{url}'")
+        return
+    target_path = local(url)
+    retrying(lambda: target_path.parent.mkdir(parents=True, exist_ok=True), f"making the folder of '{url}'")
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    # The name is cut so that the longest legal target still has room for the temporary one beside it.
+    path = target_path.parent / f".{target_path.name[:80]}.{host}~{os.getpid()}~{next(_counter)}.tmp"
+    try:
+        yield path
+        _sync(path)
+        retrying(lambda: path.replace(target_path), f"writing '{url}'")
+        _sync(target_path.parent)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreError(f"writing '{url}' failed: no space is left; free some and run again.") from error
+        raise
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(url: str) -> None:
+    """Remove one file; it may be gone already."""
+    if not is_remote(url):
+        local(url).unlink(missing_ok=True)
+        return
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        retrying(lambda: fs.rm_file(path), f"removing '{url}'")
+
+
+def sweep(url: str) -> int:
+    """Remove temporary files that dead processes left anywhere below a local folder; returns how many.
+
+    A file of a live process of this machine, or of another machine within the last day, is left alone.
+    """
+    if is_remote(url) or not local(url).is_dir():
+        return 0
+    host, removed = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()), 0
+    for path in local(url).rglob(".*.tmp"):
+        match = _TEMPORARY.match(path.name)
+        if not match:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            dead = match["host"] == host and not _alive(int(match["pid"]))
+            if dead or time.time() - path.stat().st_mtime > 86_400:
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def local_copy(url: str) -> Iterator[Path]:
+    """A local file with the content of ``url``: itself when local, otherwise a copy that is removed afterwards.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    if not is_remote(url):
+        yield local(url)
+        return
+    fs, path = filesystem(url)
+    with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
+        target = Path(folder) / (name_of(url)[-100:] or "file")
+        retrying(lambda: fs.get_file(path, str(target)), f"reading '{url}'")
+        yield target
+
+
+def remove_tree(url: str) -> None:
+    """Remove a folder and what is in it; it may be gone already."""
+    if not is_remote(url):
+        shutil.rmtree(local(url), ignore_errors=True)
+        return
+    fs, path = filesystem(url)
+    with contextlib.suppress(FileNotFoundError):
+        retrying(lambda: fs.rm(path, recursive=True), f"removing '{url}'")
+
+
+def write_table(url: str, table: pa.Table) -> None:
+    """Write a Parquet file atomically (zstd)."""
+    with writing(url) as path:
+        pq.write_table(table, path, compression="zstd")
+
+
+@contextlib.contextmanager
+def parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """An open Parquet file, local or remote."""
+    if not is_remote(url):
+        with pq.ParquetFile(local(url)) as file:
+            yield file
+        return
+    fs, path = filesystem(url)
+    with fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
+        yield file
+
+
+_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/@\s'\"]+@")
+_SIGNED = re.compile(
+    r"(?P<key>[?&;](?:[^=&\s'\"]*(?:signature|token|secret|credential|password|accesskeyid|api_?key|sig|auth)[^=&\s'\"]*))"
+    r"=[^&\s'\"]+",
+    re.IGNORECASE,
+)
+_ASSIGNED = re.compile(
+    r"(?P<key>(?:secret|token|password|passwd|api_?key|access_?key(?:_?id)?|credentials?)[A-Za-z_]*['\"]?\s*[=:]\s*)"
+    r"(?P<quote>['\"]?)[^\s'\",}&]+",
+    re.IGNORECASE,
+)
+
+
+def redact(text: str) -> str:
+    """``text`` without credentials: user and password of URLs, signed query values, ``secret=…`` assignments."""
+    text = _USERINFO.sub(r"\g<scheme>***@", text)
+    text = _SIGNED.sub(r"\g<key>=***", text)
+    text = _ASSIGNED.sub(r"\g<key>\g<quote>***", text)
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN"):
+        if len(value := os.environ.get(name, "")) >= 8:
+            text = text.replace(value, "***")
+    return text
