@@ -1,0 +1,238 @@
+"""The corpus: every puppet video is a pure function of (seed, index, configuration), so workers may share the work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import EchoForgeError
+from curation.catalog import FPS
+from curation.clipwrite import write_video
+from curation.config import PuppetsConfig
+from curation.puppets import faults as bad
+from curation.puppets import identity as who
+from curation.puppets.draw import Rendered, backdrop_picture, render
+from curation.puppets.voice import Speech, speak
+
+_BOXES = pa.list_(pa.list_(pa.float32(), 4))
+MANIFEST = pa.schema(
+    [
+        ("name", pa.string()),
+        ("file", pa.string()),
+        ("fault", pa.string()),  # null: none
+        ("expected_verdict", pa.string()),  # keep | fixable | reject | uncertain
+        ("expected_reasons", pa.list_(pa.string())),
+        ("speaker", pa.string()),
+        ("index", pa.int32()),
+        ("frames", pa.int32()),
+        ("size", pa.int32()),
+        ("audio_shift_ms", pa.int32()),  # > 0: the sound is late
+        ("duplicate_of", pa.string()),
+        ("caption", pa.string()),
+        ("identity", pa.string()),  # JSON
+        ("mouth_px", pa.list_(pa.float32())),  # gap between the lips per frame, pixels
+        ("face_boxes", _BOXES),
+        ("mouth_boxes", _BOXES),
+    ]
+)
+NAME = "manifest.parquet"
+
+
+@dataclass(frozen=True)
+class Puppet:
+    """One video in memory: ``frames`` uint8 [F, S, S, 3] and ``pcm`` float32 [F · 640], with what is true of it."""
+
+    frames: np.ndarray
+    pcm: np.ndarray
+    truth: Rendered
+    identity: who.Identity
+    backdrop: who.Backdrop
+    audio_shift_ms: int
+
+
+def sample(seed: int, index: int, cfg: PuppetsConfig, fault: str | None = None, frames: int | None = None) -> Puppet:
+    """Render puppet number ``index`` of the corpus ``seed``, with ``fault`` (see `faults.FAULTS`) or without.
+
+    The same (seed, index) is the same person before the same background whatever the fault. ``frames`` replaces the
+    length drawn from the configuration.
+    """
+    person = np.random.default_rng([seed, index, 0])
+    identity, backdrop = who.draw_identity(person), who.draw_backdrop(person)
+    zoom = float(person.uniform(*cfg.zoom))
+    rng = np.random.default_rng([seed, index, 1])
+    length = frames or _length(cfg, rng)
+    late = bad.shift_frames(fault, rng)
+    speech = speak(identity.voice, length + abs(late), rng)
+    pcm, seen = bad.shifted(speech.pcm, late, length)
+    if fault == "foreign_audio":
+        pcm = speak(who.draw_voice(rng), length, rng).pcm
+    drawn = Speech(speech.pcm, speech.opening[seen], speech.width[seen])
+    background = backdrop_picture(backdrop, cfg.size)
+    motion = who.draw_motion(length, drawn.opening, rng, cfg.sway)
+    if fault == "no_face":
+        empty = np.zeros((0, 4), np.float32)
+        truth = Rendered(bad.empty_scene(background, length, rng), empty, empty, np.zeros(0, np.float32))
+    elif fault == "two_puppets":
+        truth = _pair(identity, background, drawn, motion, rng, cfg)
+    else:
+        truth = render(identity, background, drawn, motion, zoom=zoom)
+    picture = bad.spoil_picture(truth.frames, fault, rng)
+    return Puppet(picture, bad.spoil_sound(pcm, fault, rng), truth, identity, backdrop, late * 1000 // FPS)
+
+
+def _length(cfg: PuppetsConfig, rng: np.random.Generator) -> int:
+    seconds = cfg.long_s if rng.uniform() < cfg.long_share else rng.uniform(cfg.min_s, cfg.max_s)
+    return max(round(seconds * FPS), 1)
+
+
+def _pair(identity: who.Identity, background: np.ndarray, speech: Speech, motion: who.Motion,
+          rng: np.random.Generator, cfg: PuppetsConfig) -> Rendered:
+    """Two puppets side by side: the left one speaks, the right one listens."""
+    length = len(speech.opening)
+    quiet = Speech(speech.pcm, np.zeros(length, np.float32), np.zeros(length, np.float32))
+    listener = render(who.draw_identity(rng), background, quiet, who.draw_motion(length, quiet.opening, rng, cfg.sway),
+                      centre=71.0, zoom=0.8)
+    return render(identity, listener.frames, speech, motion, centre=25.0, zoom=0.8)
+
+
+def _joined(first: Puppet, second: Puppet) -> Puppet:
+    """A hard cut from one puppet to another."""
+    a, b = first.truth, second.truth
+    truth = Rendered(*(np.concatenate(pair) for pair in ((a.frames, b.frames), (a.face_boxes, b.face_boxes),
+                                                         (a.mouth_boxes, b.mouth_boxes), (a.mouth_px, b.mouth_px))))
+    return Puppet(np.concatenate([first.frames, second.frames]), np.concatenate([first.pcm, second.pcm]), truth,
+                  first.identity, first.backdrop, 0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stands at one place of the corpus. ``source``: the index whose puppet is shown (others for duplicates)."""
+
+    index: int
+    fault: str | None
+    source: int
+
+    @property
+    def name(self) -> str:
+        """Name of the video without its extension."""
+        return f"puppet-{self.index:04d}" + (f"-{self.fault}" if self.fault else "")
+
+
+def plan(n: int, seed: int, cfg: PuppetsConfig, faults: bool | Iterable[str] = True) -> list[Plan]:
+    """Which fault each of ``n`` videos gets: ``fault_share`` of them, every kind in turn; at least one stays clean.
+
+    Args:
+        faults: True for all kinds, False for none, or the names of the kinds to use.
+
+    Raises:
+        EchoForgeError: an unknown kind.
+    """
+    kinds = list(bad.FAULTS) if faults is True else list(faults or ())
+    if unknown := [k for k in kinds if k not in bad.FAULTS]:
+        raise EchoForgeError(f"puppet fault '{unknown[0]}' is unknown; known: {', '.join(bad.FAULTS)}.")
+    count = min(round(n * cfg.fault_share), n - 1) if kinds else 0
+    places = np.sort(np.random.default_rng([seed, n]).permutation(np.arange(1, n))[:count])
+    chosen = dict(zip(places.tolist(), (kinds[i % len(kinds)] for i in range(count)), strict=True))
+    clean = [i for i in range(n) if i not in chosen]
+    originals = iter(clean * (count + 1))
+    return [
+        Plan(i, chosen.get(i), next(originals) if str(chosen.get(i)).startswith("duplicate") else i) for i in range(n)
+    ]
+
+
+def make_one(out_dir: str | Path, spot: Plan, seed: int, cfg: PuppetsConfig) -> dict[str, Any]:
+    """Write one video with its sidecars (``.txt``: the caption; ``.json``: all captions, speaker); its manifest row."""
+    out = Path(out_dir)
+    path = out / f"{spot.name}.mp4"
+    fault = spot.fault
+    puppet = sample(seed, spot.source, cfg, None if fault and fault.startswith("duplicate") else fault)
+    if fault == "cut":
+        puppet = _joined(puppet, sample(seed, spot.index + 100_000, cfg))
+    write_video(path, puppet.frames, puppet.pcm, crf=cfg.crf + 10 if fault == "duplicate_reencoded" else cfg.crf)
+    if fault in ("truncated", "damaged"):
+        rng = np.random.default_rng([seed, spot.index, 2])
+        _replace(path, bad.spoil_file(path.read_bytes(), fault, rng))
+    short, fields = who.captions(puppet.identity, puppet.backdrop)
+    speaker = f"puppet-{spot.source:04d}"
+    if fault == "no_face":
+        short, fields = f"A ball rolls over {fields['background']}.", {"background": fields["background"]}
+    _replace(path.with_suffix(".txt"), (short + "\n").encode())
+    kinds = [("short", short), ("fields", "; ".join(f"{key}: {text}" for key, text in fields.items()))]
+    side = {"captions": [{"text": text, "kind": kind} for kind, text in kinds], "speaker": speaker, "licence": "CC0-1.0",
+            "source": "puppets"}
+    _replace(path.with_suffix(".json"), (json.dumps(side, indent=1) + "\n").encode())
+    return _row(spot, path.name, puppet, short, speaker)
+
+
+def _row(spot: Plan, file: str, puppet: Puppet, caption: str, speaker: str) -> dict[str, Any]:
+    fault = bad.FAULTS[spot.fault] if spot.fault else bad.Fault("", "keep", ())
+    return {
+        "name": spot.name,
+        "file": file,
+        "fault": spot.fault,
+        "expected_verdict": fault.verdict,
+        "expected_reasons": list(fault.reasons),
+        "speaker": speaker,
+        "index": spot.index,
+        "frames": len(puppet.frames),
+        "size": puppet.frames.shape[1],
+        "audio_shift_ms": puppet.audio_shift_ms,
+        "duplicate_of": f"puppet-{spot.source:04d}" if spot.source != spot.index else None,
+        "caption": caption,
+        "identity": json.dumps(puppet.identity.as_dict()),
+        "mouth_px": puppet.truth.mouth_px.tolist(),
+        "face_boxes": puppet.truth.face_boxes.tolist(),
+        "mouth_boxes": puppet.truth.mouth_boxes.tolist(),
+    }
+
+
+def make(
+    out_dir: str | Path, n: int, seed: int, cfg: PuppetsConfig, faults: bool | Iterable[str] = True
+) -> list[dict[str, Any]]:
+    """Write ``n`` talking-puppet videos with sidecars into ``out_dir``, and ``manifest.parquet`` with the truth.
+
+    Returns:
+        The rows of the manifest (schema :data:`MANIFEST`), in order.
+
+    Raises:
+        EchoForgeError: ``n`` < 1, an unknown fault, or the folder cannot be written.
+    """
+    if n < 1:
+        raise EchoForgeError(f"a puppet corpus needs at least one puppet, got n = {n}.")
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EchoForgeError(f"the folder {out} cannot be made: {error}.") from error
+    rows = [make_one(out, spot, seed, cfg) for spot in plan(n, seed, cfg, faults)]
+    part = out / f".{NAME}.{os.getpid()}.part"
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), part)
+    part.replace(out / NAME)
+    return rows
+
+
+def read_manifest(out_dir: str | Path) -> list[dict[str, Any]]:
+    """The rows that :func:`make` wrote.
+
+    Raises:
+        EchoForgeError: the folder holds no puppet manifest.
+    """
+    path = Path(out_dir) / NAME
+    if not path.is_file():
+        raise EchoForgeError(f"{out_dir} holds no {NAME}: it was not made by the puppet generator.")
+    return pq.read_table(path).to_pylist()
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
