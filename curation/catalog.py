@@ -89,6 +89,7 @@ CLIPS = pa.schema(
         ("end_s", pa.float64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("fps", pa.float32()),  # of the source, on average
         ("tracks", pa.list_(_TRACK)),
         ("active_track", pa.int16()),
         ("face_frac", pa.float32()),
@@ -108,6 +109,7 @@ CLIPS = pa.schema(
         ("sharpness", pa.float32()),
         ("exposure", pa.float32()),
         ("motion", pa.float32()),
+        ("shake", pa.float32()),  # of the camera, share of the width
         ("freeze_frac", pa.float32()),
         ("blockiness", pa.float32()),
         ("letterbox", _RECT),

@@ -67,37 +67,129 @@ class SyncConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Filled by the text operator."""
+    """Text in the picture: detection behind a change gate, persistence, recognition of what persists."""
+
+    rate: float  # full frames looked at per second
+    side: int  # longer side of the pictures that are read
+    detect_pixels: int  # area of the detector's input; its cost is proportional to it
+    upscale_below: int  # smaller pictures are enlarged to this longer side before detection
+    refresh_s: float  # the detector sees the whole frame at least so often
+    gate_change: float  # grey levels; a tile that changed less needs no new look
+    gate_stroke: float  # grey levels of local contrast; a tile with less holds no letters
+    box_score: float  # detector's score of a box
+    max_area: float  # share of the frame; a larger box is a mistake of the detector
+    max_height: float
+    min_aspect: float  # width / height
+    same: float  # correlation of the high-passed patch above which a text still stands there
+    read_score: float  # recogniser's score of a reading …
+    min_letters: int  # … and its length, below which it is no text
+    unread_score: float  # detector's score of text in a script that the recogniser does not know …
+    unread_aspect: float  # … and its shape: a line, not a blob
+    low_band: float  # subtitles and tickers: centre below this share of the height …
+    top_band: float  # … or above this one
+    centre: float  # subtitles: centre no further from the middle, share of the width
+    corner: float  # watermarks and logos: distance of the centre from the nearer side and edge
+    crop_min: float  # a crop that removes text keeps at least this share of either side
+    crop_face: float  # margin kept around the face, share of its size
+    threads: int
 
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """Filled by the quality operator."""
+    """Measures of the picture; what counts as too little is in ``decide``."""
+
+    rate: float  # pictures per second
+    side: int  # longer side of the pictures compared for motion
+    face_side: int  # a face is brought down to this side before its sharpness is measured
+    still: float  # grey levels; two pictures whose most different block differs less are the same picture
+    black: float  # grey level below which a picture (or a bar) is black
+    min_content: float  # a letterbox that leaves less of the height or width is a dark scene
 
 
 @dataclass(frozen=True)
 class SoundConfig:
-    """Filled by the sound operator."""
+    """Speech by silero-vad (its ONNX model from the wheel), loudness by ITU-R BS.1770."""
+
+    vad_threshold: float  # probability that starts speech
+    vad_release: float  # … below which it ends
+    min_speech_s: float
+    min_gap_s: float  # shorter silences belong to the speech
+    clip_level: float  # share of full scale
+    threads: int
 
 
 @dataclass(frozen=True)
 class DedupConfig:
-    """Filled by the search for duplicates."""
+    """Search for copies across the corpus, by pairs of hashes (picture, motion) sampled along each clip."""
+
+    enabled: bool
+    rate: float  # hashes per second
+    side: int
+    picture_bits: float  # mean Hamming distance (of 64) of the pictures of a copy, at most
+    motion_bits: float  # … and of their motion; unrelated motion: 32
+    min_overlap_s: float  # shared stretch that makes a copy
+    max_bucket: int  # a key shared by more clips says nothing
+    partitions: int  # passes over the keys; memory is one pass
 
 
 @dataclass(frozen=True)
 class CaptionsConfig:
-    """Filled by the captions."""
+    """Where captions come from: the first of these that gives one (sidecars always win)."""
+
+    kind: Literal["template", "vlm", "none"]  # what to do without a sidecar
+    column: str  # of a manifest or table of captions
+    model: str | None  # vlm: a local folder or hub id that `transformers` loads
+    device: str
+    frames: int  # vlm: pictures shown to the model
+    side: int
+    max_tokens: int
 
 
 @dataclass(frozen=True)
 class DecideConfig:
-    """Filled by the decision."""
+    """Scores → verdict. Every number here can be changed without measuring anything again."""
+
+    min_fps: float
+    min_height: int  # shorter side after the crop, pixels
+    min_face_px: float
+    min_face_share: float  # face over the shorter side of the picture
+    min_face_frac: float  # share of the clip with the face in it
+    max_faces: int
+    sync_min_conf: float  # SyncNet v2
+    sync_min_fit_conf: float  # a fitted backend
+    sync_max_offset: int  # frames, corrected up to here
+    sync_max_residual: int  # frames, after correction
+    sync_strict_conf: float  # tier "strict"
+    sync_strict_offset: int
+    text: dict[str, Literal["keep", "crop", "reject"]]  # by kind; crop: where a crop removes it, else reject
+    text_min_score: float
+    max_text_area: float  # all kinds, scene text included
+    min_sharpness: float
+    min_exposure: float
+    max_exposure: float
+    min_motion: float
+    max_motion: float
+    max_shake: float
+    max_freeze: float
+    max_blockiness: float
+    min_lufs: float
+    min_speech: float
+    max_clipped: float
 
 
 @dataclass(frozen=True)
 class PuppetsConfig:
-    """Filled by the puppet world."""
+    """The procedural corpus: 25 fps, 16 kHz."""
+
+    size: int  # px, square
+    min_s: float  # seconds, drawn evenly between …
+    max_s: float
+    long_share: float  # share of videos that last …
+    long_s: float  # … so many seconds: several clips each
+    fault_share: float  # share of videos with something wrong
+    zoom: tuple[float, float]  # size of the puppet in the picture, drawn evenly
+    sway: float  # head motion, px at a size of 96
+    crf: int  # x264's constant rate factor
 
 
 @dataclass(frozen=True)
