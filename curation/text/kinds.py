@@ -1,0 +1,78 @@
+"""Is it text, and of what kind: decided from reading, place, shape and persistence of a line within a clip.
+
+subtitle  a centred line in the low or top band, or one of several that take turns in the low band
+ticker    a line whose text moves along its own row
+watermark a line in a corner, or anywhere else off-centre in the low band, that stands still
+logo      the same, of at most four letters
+scene     text elsewhere: part of what was filmed
+"""
+
+from __future__ import annotations
+
+from curation.config import TextConfig
+from curation.text.follow import Line
+
+_LOGO_LETTERS = 4
+_TICKER_LINES = 3  # sightings at different places of one row
+
+
+def letters(text: str) -> int:
+    """How many characters are letters or digits of any script."""
+    return sum(ch.isalnum() for ch in text)
+
+
+def confidence(line: Line, cfg: TextConfig) -> float:
+    """0..1: how sure it is that a line is text. 0 for hair, folds and stars that the detector took for it."""
+    text = line.text or ""
+    if letters(text) >= cfg.min_letters and line.read_score >= cfg.read_score:
+        return line.read_score
+    width, height = line.patch.shape[1], line.patch.shape[0]
+    unread = letters(text) < cfg.min_letters and len(text) != 1
+    if unread and width >= cfg.unread_aspect * height and line.score >= cfg.unread_score and line.samples > 1:
+        return line.score
+    return 0.0
+
+
+def kinds(lines: list[Line], cfg: TextConfig) -> list[str]:
+    """One kind per line; lines of one clip are judged together."""
+    tickers = _tickers(lines)
+    return ["ticker" if id(line) in tickers else _still(line, lines, cfg) for line in lines]
+
+
+def _still(line: Line, lines: list[Line], cfg: TextConfig) -> str:
+    x, y = (line.box[0] + line.box[2]) / 2, (line.box[1] + line.box[3]) / 2
+    banded = y > cfg.low_band or y < cfg.top_band
+    turns = y > cfg.low_band and any(_same_row(line, o) and (o.first > line.last or line.first > o.last) for o in lines)
+    if banded and (abs(x - 0.5) <= cfg.centre or turns):
+        return "subtitle"
+    cornered = min(x, 1 - x) < cfg.corner and min(y, 1 - y) < cfg.corner
+    if cornered or y > 1 - cfg.corner:
+        return "logo" if letters(line.text or "") <= _LOGO_LETTERS else "watermark"
+    return "scene"
+
+
+def _tickers(lines: list[Line]) -> set[int]:
+    """Lines of a row that were short-lived, one after the other, each at another place or width."""
+    found: set[int] = set()
+    for line in lines:
+        row = [o for o in lines if _same_row(line, o) and o.samples <= 2]
+        starts = {o.first for o in row}
+        ends = [o.box[2] for o in row] + [o.box[0] for o in row]
+        if len(starts) >= _TICKER_LINES and max(ends) - min(ends) > 0 and _travels(row):
+            found |= {id(o) for o in row}
+    return found
+
+
+def _travels(row: list[Line]) -> bool:
+    ordered = sorted(row, key=lambda o: o.first)
+    steps = [b.box[0] - a.box[0] for a, b in zip(ordered, ordered[1:], strict=False)]
+    steps += [b.box[2] - a.box[2] for a, b in zip(ordered, ordered[1:], strict=False)]
+    moved = [s for s in steps if abs(s) > 0.01]
+    return len(moved) >= _TICKER_LINES - 1 and max(sum(s > 0 for s in moved), sum(s < 0 for s in moved)) >= 0.6 * len(
+        moved
+    )
+
+
+def _same_row(a: Line, b: Line) -> bool:
+    shared = min(a.box[3], b.box[3]) - max(a.box[1], b.box[1])
+    return bool(shared > 0.5 * min(a.box[3] - a.box[1], b.box[3] - b.box[1]))
