@@ -1,0 +1,207 @@
+"""Copies across the corpus: exact, re-encoded, scaled, trimmed, mirrored.
+
+A clip's hashes are pairs, one pair per 1/rate s, interleaved in ``phash``: an ImageHash pHash of the picture (64 bits)
+and the signs of the lowest 64 DCT coefficients of its change since the pair before. Pictures alone cannot tell two
+sentences of one speaker at one desk; motion can. Both survive re-encoding, and a mirrored picture flips exactly the
+coefficients of odd horizontal frequency, so mirrored copies are found from the same numbers.
+
+The join never holds the corpus's pairs at once: keys are handled in ``partitions`` passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import imagehash
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from PIL import Image
+
+from curation.config import DedupConfig
+from curation.operators import ClipContext, FrameNeed, Picture, Span
+
+_LOW = 8  # coefficients per axis
+_SIDE = 32  # DCT size, as ImageHash uses it
+_ODD = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in range(_LOW) for c in range(1, _LOW, 2)))
+_QUIET = 0.35  # grey levels: below it a change is noise and its signs say nothing
+
+
+class HashOperator:
+    """Serves one video."""
+
+    name = "dedup"
+    version = 1
+    columns = ("phash",)
+
+    def __init__(self, cfg: DedupConfig) -> None:
+        self.needs = FrameNeed(rate=cfg.rate, side=cfg.side, gray=True)
+        self._last: np.ndarray | None = None
+        self._kept: list[tuple[int, int, int]] = []
+
+    def frame(self, picture: Picture) -> None:
+        """Hash one luma picture."""
+        small = cv2.resize(picture.image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+        look = int(str(imagehash.phash(Image.fromarray(small), hash_size=_LOW, highfreq_factor=_SIDE // _LOW)), 16)
+        values = small.astype(np.float32)
+        moved = motion_hash(values - self._last) if self._last is not None else 0
+        self._last = values
+        self._kept.append((picture.index, look, moved))
+
+    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+        """Pairs of the clip; the first has no motion before it inside the clip and is left out."""
+        self._kept = [k for k in self._kept if k[0] >= span.start]
+        pairs = [k for k in self._kept if k[0] < span.end][1:]
+        return {"phash": [value for _, look, moved in pairs for value in (look, moved)]}
+
+
+def load(cfg: Any) -> Callable[[], HashOperator]:
+    """``cfg``: CurationConfig. Nothing heavy to load."""
+    return lambda: HashOperator(cfg.dedup)
+
+
+def motion_hash(change: np.ndarray) -> int:
+    """Signs of the low DCT coefficients of a change, float32 [32, 32] → 64 bits; 0 where nothing moved."""
+    if float(np.abs(change).mean()) < _QUIET:
+        return 0
+    low = cv2.dct(change)[:_LOW, :_LOW]
+    return int("".join("1" if v > 0 else "0" for v in low.reshape(-1)), 2)
+
+
+def find_duplicates(clips: pa.Table, cfg: DedupConfig) -> dict[str, str]:
+    """clip_id → the clip_id it is a copy of. The best copy stays: kept before rejected, larger face, larger picture.
+
+    Args:
+        clips: columns clip_id, video_id, phash; width, height, face_px, sharpness, verdict weigh where present. Clips
+            of one video are never copies of each other. Rows with one clip_id (the same file under several names) are
+            :func:`mark_duplicates`'s business.
+    """
+    if not cfg.enabled or clips.num_rows < 2:
+        return {}
+    ids = clips["clip_id"].to_pylist()
+    looks, moves, first = _pairs(clips["phash"])
+    _, video = np.unique(np.array(clips["video_id"].to_pylist(), dtype=str), return_inverse=True)
+    links: list[tuple[int, int]] = []
+    asked: set[tuple[int, int]] = set()
+    for a, b in _candidates(looks, moves, first, cfg):
+        if video[a] == video[b] or ids[a] == ids[b] or (a, b) in asked:
+            continue
+        asked.add((a, b))
+        if same(looks[first[a] : first[a + 1]], moves[first[a] : first[a + 1]],
+                looks[first[b] : first[b + 1]], moves[first[b] : first[b + 1]], cfg):  # fmt: skip
+            links.append((a, b))
+    return _best(links, clips, ids)
+
+
+def mark_duplicates(clips: pa.Table, cfg: DedupConfig) -> pa.Table:
+    """``clips`` with ``duplicate_of`` filled: copies by content, and second rows of one clip_id (exact file copies).
+
+    Of rows with one clip_id the one with the smallest source_uri stays; the others are copies of their own clip_id.
+    """
+    ids = clips["clip_id"].to_pylist()
+    found = find_duplicates(clips, cfg)
+    values: list[str | None] = [found.get(i) for i in ids]
+    if cfg.enabled:
+        uris = clips["source_uri"].to_pylist()
+        owner: dict[str, int] = {}
+        for row in sorted(range(len(ids)), key=lambda r: (uris[r] or "", r)):
+            if owner.setdefault(ids[row], row) != row:
+                values[row] = values[row] or ids[row]
+    column = pa.array(values, pa.string())
+    at = clips.schema.get_field_index("duplicate_of")
+    return clips.set_column(at, "duplicate_of", column) if at >= 0 else clips.append_column("duplicate_of", column)
+
+
+def same(la: np.ndarray, ma: np.ndarray, lb: np.ndarray, mb: np.ndarray, cfg: DedupConfig) -> bool:
+    """Do two sequences of hashes hold a stretch of the same film, at any shift, mirrored or not?"""
+    least = max(2, round(cfg.min_overlap_s * cfg.rate))
+    for look, move in ((lb, mb), (lb ^ _ODD, np.where(mb == 0, mb, mb ^ _ODD))):
+        for shift in range(-(len(look) - least), len(la) - least + 1):
+            a0, b0 = max(0, shift), max(0, -shift)
+            n = min(len(la) - a0, len(look) - b0)
+            x, y = ma[a0 : a0 + n], move[b0 : b0 + n]
+            moving = (x != 0) & (y != 0)
+            if moving.sum() < least:
+                continue
+            if (
+                np.bitwise_count(x ^ y)[moving].mean() <= cfg.motion_bits
+                and np.bitwise_count(la[a0 : a0 + n] ^ look[b0 : b0 + n]).mean() <= cfg.picture_bits
+            ):
+                return True
+    return False
+
+
+def _pairs(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pictures uint64 [n], motion uint64 [n], and the first pair of each row int64 [rows + 1]."""
+    whole = column.combine_chunks()
+    lengths = np.array([0 if v is None else v // 2 for v in pa.compute.list_value_length(whole).to_pylist()])
+    values = whole.flatten().to_numpy(zero_copy_only=False).astype(np.uint64)
+    return values[0::2], values[1::2], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _keys(looks: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """Two keys a pair (uint64 [2, n]) of low-frequency bits, equal for a picture and its mirror; 0: no key."""
+    keys = []
+    for rows in ((0, 1, 2), (1, 2, 3)):
+        mask = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in rows for c in range(4)))
+        straight = (looks & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (moves & mask)
+        turned = ((looks ^ _ODD) & mask) * np.uint64(0x9E3779B97F4A7C15) ^ ((moves ^ _ODD) & mask)
+        key = np.minimum(straight, turned)
+        keys.append(np.where(moves == 0, np.uint64(0), key))
+    return np.stack(keys)
+
+
+def _candidates(looks: np.ndarray, moves: np.ndarray, first: np.ndarray, cfg: DedupConfig) -> list[tuple[int, int]]:
+    """Pairs of rows that share a key."""
+    owner = np.repeat(np.arange(len(first) - 1), np.diff(first))
+    found: set[tuple[int, int]] = set()
+    for band in _keys(looks, moves):
+        part = band % np.uint64(cfg.partitions)
+        for p in range(cfg.partitions):
+            chosen = np.flatnonzero((part == p) & (band != 0))
+            order = chosen[np.lexsort((owner[chosen], band[chosen]))]
+            key, row = band[order], owner[order]
+            fresh = np.ones(len(key), bool)
+            fresh[1:] = (key[1:] != key[:-1]) | (row[1:] != row[:-1])
+            key, row = key[fresh], row[fresh]
+            starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, int)
+            sizes = np.diff(np.append(starts, len(key)))
+            for start, size in zip(starts[(sizes > 1) & (sizes <= cfg.max_bucket)],
+                                   sizes[(sizes > 1) & (sizes <= cfg.max_bucket)], strict=True):  # fmt: skip
+                members = row[start : start + size].tolist()
+                found.update((a, b) for i, a in enumerate(members) for b in members[i + 1 :])
+    return sorted(found)
+
+
+def _best(links: list[tuple[int, int]], clips: pa.Table, ids: list[str]) -> dict[str, str]:
+    """Groups of linked rows → all but the best of each → the best."""
+    parent = list(range(len(ids)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for a, b in links:
+        parent[root(a)] = root(b)
+    groups: dict[int, list[int]] = {}
+    for row in {r for link in links for r in link}:
+        groups.setdefault(root(row), []).append(row)
+    result: dict[str, str] = {}
+    for rows in groups.values():
+        facts = clips.take(rows).to_pylist()
+        order = sorted(zip(facts, rows, strict=True), key=lambda item: _worth(item[0]))
+        best = ids[order[0][1]]
+        result |= {ids[row]: best for _, row in order[1:] if ids[row] != best}
+    return result
+
+
+def _worth(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Sort key, best first."""
+    rank = {"keep": 0, "hold": 1, None: 2, "reject": 3, "error": 4}.get(row.get("verdict"), 2)
+    area = (row.get("width") or 0) * (row.get("height") or 0)
+    length = (row.get("end_frame") or 0) - (row.get("start_frame") or 0)
+    return (rank, -(row.get("face_px") or 0), -area, -length, -(row.get("sharpness") or 0), row["clip_id"])

@@ -1,0 +1,182 @@
+"""Quality of the picture from luma alone: sharpness of the face, light, motion, still and black stretches, blocks, bars.
+
+All measures are taken on what the pass already decoded; nothing is a network. Sharpness is how much detail there is
+per pixel of a face of fixed size (Crete et al. 2007: blur the picture again and see how much of its gradients that
+destroys), so a face enlarged from nothing counts as blurred whatever its resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curation.config import QualityConfig
+from curation.operators import ClipContext, FrameNeed, Picture, Span
+
+_GRID = 4  # columns and rows of places where sharpness and light are kept, to be picked by the face later
+_BLOCK = 8  # pixels: the transform of MPEG-1 … H.264
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What is remembered of one picture."""
+
+    index: int
+    change: float | None  # mean |difference| to the picture before, grey levels
+    still: bool
+    black: bool
+    shift: tuple[float, float] | None  # of the camera since the picture before, share of the width
+    light: float
+    blocks: float
+    bars: tuple[np.ndarray, np.ndarray]  # brightest value of each row and column
+    gray: np.ndarray | None  # the middle size kept for the face, at most a few hundred pixels
+
+
+class QualityOperator:
+    """Serves one video."""
+
+    name = "quality"
+    version = 1
+    columns = ("sharpness", "exposure", "motion", "shake", "freeze_frac", "blockiness", "letterbox", "fps")
+
+    def __init__(self, cfg: QualityConfig) -> None:
+        self.needs = FrameNeed(rate=cfg.rate, side=None, gray=True)
+        self._cfg = cfg
+        self._sights: list[_Sight] = []
+        self._last: np.ndarray | None = None
+        self._faces_every = max(1, round(cfg.rate))  # one picture a second is kept for the face
+
+    def frame(self, picture: Picture) -> None:
+        """See one luma picture as displayed, uint8 [h, w]."""
+        gray = picture.image
+        small = _small(gray, self._cfg.side)
+        detail = len(self._sights) % self._faces_every == 0
+        last, self._last = self._last, small
+        change = blocks = shift = None
+        if last is not None and last.shape == small.shape:
+            difference = cv2.absdiff(small, last)
+            change = float(difference.mean())
+            peak = float(cv2.resize(difference, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA).max())
+            blocks = peak
+            shift = camera_shift(last, small) if change > self._cfg.still else (0.0, 0.0)
+        self._sights.append(
+            _Sight(
+                picture.index,
+                change,
+                blocks is not None and blocks < self._cfg.still,
+                float(np.percentile(small, 99)) < self._cfg.black,
+                shift,
+                float(small.mean()) / 255,
+                blockiness(gray) if detail else np.nan,
+                (small.max(axis=1), small.max(axis=0)),
+                _small(gray, 960) if detail else None,
+            )
+        )
+
+    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+        """See :mod:`curation.catalog`; exposure and freeze_frac 0..1, motion in grey levels per 1/rate s."""
+        self._sights = [s for s in self._sights if s.index >= span.start - 25]
+        seen = [s for s in self._sights if span.start <= s.index < span.end]
+        if not seen:
+            return dict.fromkeys(self.columns) | {"fps": context.fps}
+        within = seen[1:]
+        changes = [s.change for s in within if s.change is not None]
+        shifts = np.array([s.shift for s in within if s.shift is not None]).reshape(-1, 2)
+        kept = [s.gray for s in seen if s.gray is not None]
+        faces = [_face(g, context) for g in kept]
+        blocks = [s.blocks for s in seen if np.isfinite(s.blocks)]
+        idle = [s.still or s.black for s in within]
+        return {
+            "sharpness": _median([sharpness(f, self._cfg.face_side) for f in faces]),
+            "exposure": _median([float(f.mean()) / 255 for f in faces] or [s.light for s in seen]),
+            "motion": float(np.mean(changes)) if changes else None,
+            "shake": float(np.sqrt((np.diff(shifts, axis=0) ** 2).sum(1).mean())) if len(shifts) > 1 else None,
+            "freeze_frac": float(np.mean(idle)) if idle else None,
+            "blockiness": _median(blocks),
+            "letterbox": letterbox([s.bars for s in seen], context.width, context.height, self._cfg),
+            "fps": context.fps,
+        }
+
+
+def load(cfg: Any) -> Callable[[], QualityOperator]:
+    """``cfg``: CurationConfig. Nothing heavy to load."""
+    return lambda: QualityOperator(cfg.quality)
+
+
+def sharpness(gray: np.ndarray, side: int) -> float:
+    """0 (blurred) … 1: share of the gradient energy that a 5-pixel blur destroys, at ``side`` pixels at most.
+
+    Args:
+        gray: uint8 [h, w]. Larger pictures are brought down to ``side`` first; smaller ones are measured as they are.
+    """
+    values = _small(gray, side).astype(np.float32)
+    lost = []
+    for kernel, axis in (((5, 1), 1), ((1, 5), 0)):
+        before = np.abs(np.diff(values, axis=axis))
+        after = np.abs(np.diff(cv2.blur(values, kernel), axis=axis))
+        lost.append(float(np.maximum(before - after, 0).sum()) / max(float(before.sum()), 1e-6))
+    return min(lost)
+
+
+def blockiness(gray: np.ndarray) -> float:
+    """Mean step across the 8-pixel grid over the mean step elsewhere (1: no grid to be seen)."""
+    step = np.abs(np.diff(gray[: gray.shape[0] // 4 * 4 : 4].astype(np.int16), axis=1))
+    columns = step.mean(axis=0)
+    on_grid = np.arange(len(columns)) % _BLOCK == _BLOCK - 1
+    if on_grid.sum() < 4:
+        return 1.0
+    return float((columns[on_grid].mean() + 0.5) / (columns[~on_grid].mean() + 0.5))
+
+
+def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Movement of the whole picture between two uint8 [h, w], share of the width; (0, 0) where none is certain."""
+    window = cv2.createHanningWindow((before.shape[1], before.shape[0]), cv2.CV_32F)
+    (x, y), certainty = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32), window)
+    return (x / before.shape[1], y / before.shape[1]) if certainty > 0.1 else (0.0, 0.0)
+
+
+def letterbox(
+    bars: list[tuple[np.ndarray, np.ndarray]], width: int, height: int, cfg: QualityConfig
+) -> dict[str, int] | None:
+    """The content inside black bars as {x, y, w, h} in displayed pixels; None: there are no bars."""
+    if len({(len(r), len(c)) for r, c in bars}) != 1:
+        return None
+    edges = []
+    for values, size in ((np.max([c for _, c in bars], axis=0), width), (np.max([r for r, _ in bars], axis=0), height)):
+        lit = np.flatnonzero(values >= cfg.black)
+        if not len(lit) or (lit[-1] - lit[0] + 1) < cfg.min_content * len(values):
+            return None
+        scale = size / len(values)
+        first = int(np.ceil(lit[0] * scale / 2)) * 2 + (2 if lit[0] else 0)
+        last = int((lit[-1] + 1) * scale) - (2 if lit[-1] + 1 < len(values) else 0)
+        edges.append((first, (last - first) // 2 * 2))
+    (x, w), (y, h) = edges
+    return {"x": x, "y": y, "w": w, "h": h} if w < 0.97 * width or h < 0.97 * height else None
+
+
+def _face(gray: np.ndarray, context: ClipContext) -> np.ndarray:
+    """The median face box cut from a kept picture, or all of it."""
+    boxes = context.face_boxes
+    boxes = boxes[np.isfinite(boxes).all(axis=1)] if len(boxes) else boxes
+    if not len(boxes):
+        return gray
+    scale = gray.shape[1] / max(context.width, 1)
+    x0, y0, x1, y1 = (np.median(boxes, axis=0) * scale).astype(int)
+    cut = gray[max(0, y0) : y1, max(0, x0) : x1]
+    return cut if min(cut.shape) >= 8 else gray
+
+
+def _small(gray: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(gray.shape)
+    if scale >= 1:
+        return gray
+    size = (max(1, round(gray.shape[1] * scale)), max(1, round(gray.shape[0] * scale)))
+    return np.asarray(cv2.resize(gray, size, interpolation=cv2.INTER_AREA))
+
+
+def _median(values: list[float]) -> float | None:
+    return float(np.median(values)) if values else None
