@@ -1,4 +1,4 @@
-"""Which audio features belong to which latent frame (paper, "Audio Segments" and "Segments-wise audio-frame alignment").
+"""Which audio features belong to which latent frame (paper, "Audio Segments" and the alignment after it).
 
 Everything follows from the number of latent frames T, never from the number of features: an encoder returns a feature
 more or less than 2·F, and the released code fails on clips cut exactly to 4k+1 frames because it counts those.

@@ -7,6 +7,8 @@ bfloat16 here; original Wan does not).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from torch import Tensor, nn
 
 def linear_fp32(layer: nn.Linear, x: Tensor) -> Tensor:
     """A linear layer in float32, outside autocast."""
-    with torch.autocast(x.device.type, enabled=False):
+    device = x.device.type
+    known = torch.amp.is_autocast_available(device)  # the meta device has none
+    with torch.autocast(device, enabled=False) if known else nullcontext():
         bias = None if layer.bias is None else layer.bias.float()
         return F.linear(x.float(), layer.weight.float(), bias)
 

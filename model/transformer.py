@@ -11,17 +11,20 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.errors import EchoForgeError
-from model.attention import SelfAttention
+from model.attention import RMSNorm, SelfAttention
 from model.audio_projection import AudioTokens, FlashProjection, PreviewProjection, WhisperProjection
 from model.config import TransformerConfig
 from model.cross_attention import Conditions, CrossAttention
 from model.embeddings import Head, ImageMLP, TextMLP, TimeMLP, TimeProjection, layer_norm_fp32, modulate
 from model.phda import PhDAWeights, ones
 from model.rope import Riflex, Rotation, rotation
+
+
+PROJECTIONS = {"whisper": "audio_proj", "preview": "audio2token", "flash": "audio_injection"}
+"""Name of each variant's projection from audio features to tokens."""
 
 
 class Block(nn.Module):
@@ -183,38 +186,33 @@ class EchoMimicTransformer(nn.Module):
 
         As Wan: Xavier for linear layers, small normal for the embeddings, zero for the head. Then :meth:`init_audio`.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif hasattr(module, "weight") and not isinstance(module, nn.Conv3d):
-                nn.init.ones_(module.weight)
-            if isinstance(module, Block | Head):
-                nn.init.normal_(module.modulation, std=self.cfg.dim**-0.5)
+        _reset(self)
         nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
         nn.init.zeros_(self.patch_embedding.bias)
         for layer in (*self.text_embedding, *self.time_embedding):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
+        for module in (*self.blocks, self.head):
+            nn.init.normal_(module.modulation, std=self.cfg.dim**-0.5)
         nn.init.zeros_(self.head.head.weight)
         self.init_audio()
 
     @torch.no_grad()
     def init_audio(self) -> None:
-        """Make the audio experts silent: values zero, so that the model equals its base bit for bit.
+        """Initial values of the audio path alone: silent, so that the model equals its base bit for bit.
 
-        Keys are initialised like any linear layer. (Released code zeroes them too, so that they cannot learn until the
-        values have moved, and their gradient is then multiplied by 1000 by the norm at zero.)
+        Only the values (weight and bias) are zero. Released code zeroes the keys too, so that they cannot learn until
+        the values have moved, and the norm at zero then multiplies their gradient by 1000.
         """
+        if self.cfg.variant == "base":
+            return
+        _reset(getattr(self, PROJECTIONS[self.cfg.variant]))
         for block in self.blocks:
-            if self.cfg.variant != "base":
-                values = block.cross_attn.v_audio
-                nn.init.zeros_(values.weight)
-                if values.bias is not None:
-                    nn.init.zeros_(values.bias)
+            for name, module in block.cross_attn.named_children():
+                if name.endswith("_audio"):
+                    _reset(module)
+            for value in block.cross_attn.v_audio.parameters():
+                nn.init.zeros_(value)
 
     def _audio_tokens(
         self, audio: Tensor | None, frames: int, frame0: int | Tensor, valid: Tensor | None
@@ -228,9 +226,8 @@ class EchoMimicTransformer(nn.Module):
                 f"audio features have {audio.shape[-1]} channels, the transformer expects {self.cfg.audio.dim} "
                 f"(transformer.audio.dim, variant {self.cfg.variant})."
             )
-        projection = {"whisper": "audio_proj", "preview": "audio2token", "flash": "audio_injection"}[self.cfg.variant]
-        dtype = self.patch_embedding.weight.dtype
-        return getattr(self, projection)(audio.to(dtype), frames, frame0, valid)
+        projection = getattr(self, PROJECTIONS[self.cfg.variant])
+        return projection(audio.to(self.patch_embedding.weight.dtype), frames, frame0, valid)
 
     def _check_shapes(self, x: Tensor, cond: Tensor, text: Tensor, image: Tensor) -> None:
         c = self.cfg
@@ -245,6 +242,19 @@ class EchoMimicTransformer(nn.Module):
             raise EchoForgeError(f"text {list(text.shape)} must be [B, at most {c.text_len}, {c.text_dim}].")
         if image.shape[1:] != (c.image_tokens, c.image_dim):
             raise EchoForgeError(f"image {list(image.shape)} must be [B, {c.image_tokens}, {c.image_dim}].")
+
+
+def _reset(root: nn.Module) -> None:
+    """Xavier and zero bias for linear layers, one and zero for norms, everywhere below ``root``."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
 
 
 def _gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
