@@ -1,0 +1,233 @@
+"""Decide late: scores and thresholds → verdict, reasons, tier. Pure, vectorised, nothing is measured here.
+
+Precedence: error (kept from analysis) > reject > hold > keep. A reason is ``code: sentence``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curation.config import CurationConfig
+from curation.rules import Rule, rules
+
+_FLAG_KINDS = {"subtitle": "a subtitle", "ticker": "a ticker", "watermark": "a watermark", "logo": "a logo", "scene": "text"}
+TIERS = ("strict", "standard")
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """One rule for one clip, for ``catalog explain``."""
+
+    code: str
+    column: str
+    value: float | str | None
+    op: str
+    limit: float | str | None
+    passed: bool
+    outcome: str  # what a failure means: reject | hold
+    sentence: str  # empty when passed
+
+
+def decide_clips(table: pa.Table, cfg: CurationConfig) -> pa.Table:
+    """The clips table with verdict, reasons and tier replaced; all other columns as they are."""
+    rows = table.num_rows
+    failed = np.zeros(rows, bool)
+    held = np.zeros(rows, bool)
+    reasons: list[tuple[np.ndarray, np.ndarray]] = []  # row numbers, sentences
+    crops = _crops_used(table, cfg)
+    for rule in rules(cfg):
+        bad, sentences = _judge(rule, *_value(table, rule.column, crops))
+        if len(bad):
+            (held if rule.outcome == "hold" else failed)[bad] = True
+            reasons.append((bad, sentences))
+    for bad, sentences in _text_reasons(table, cfg):
+        failed[bad] = True
+        reasons.append((bad, sentences))
+    if cfg.dedup.enabled:
+        copy = np.flatnonzero(pc.is_valid(table["duplicate_of"]).to_numpy(zero_copy_only=False))
+        failed[copy] = True
+        ids = table["duplicate_of"].take(pa.array(copy)).to_numpy(zero_copy_only=False) if len(copy) else []
+        reasons.append((copy, np.array([f"duplicate: a copy of {i}" for i in ids], dtype=object)))
+    error = _strings(table["verdict"]) == "error"
+    verdict = np.where(failed, "reject", np.where(held, "hold", "keep")).astype(object)
+    verdict[error] = "error"
+    old = table["reasons"].combine_chunks().filter(pa.array(error)).to_pylist() if error.any() else []
+    lists = _lists(rows, reasons, dict(zip(np.flatnonzero(error).tolist(), old, strict=True)))
+    return _with(table, {"verdict": pa.array(verdict, pa.string()), "reasons": lists, "tier": _tiers(table, verdict, cfg)})
+
+
+def decide_videos(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> pa.Table:
+    """The videos table with verdict and reasons replaced: the best verdict of its clips; errors stay errors.
+
+    ``clips`` has been decided already. A video without clips is rejected, with the reasons found at analysis if any.
+    """
+    known: dict[tuple[str, str], dict[str, list[str]]] = {}
+    verdicts, why = clips["verdict"].to_pylist(), clips["reasons"].to_pylist()
+    for key, verdict, reason in zip(_keys(clips), verdicts, why, strict=True):
+        known.setdefault(key, {}).setdefault(verdict, []).extend(reason or [])
+    out_verdict, out_reasons = [], []
+    for key, verdict, old in zip(_keys(videos), videos["verdict"].to_pylist(), videos["reasons"].to_pylist(), strict=True):
+        mine = known.get(key)
+        if verdict == "error":
+            out_verdict.append("error")
+            out_reasons.append(old or [])
+            continue
+        best = next((v for v in ("keep", "hold", "reject", "error") if mine and v in mine), "reject")
+        out_verdict.append(best)
+        if mine:
+            out_reasons.append([] if best == "keep" else list(dict.fromkeys(mine[best])))
+        else:
+            out_reasons.append(old or [_no_clip(cfg)])
+    return _with(
+        videos,
+        {"verdict": pa.array(out_verdict, pa.string()), "reasons": pa.array(out_reasons, pa.list_(pa.string()))},
+    )
+
+
+def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
+    """Every rule for one row of the clips table: the score, the threshold, and whether it passed."""
+    from curation.catalog import CLIPS, table
+
+    one = table([{k: v for k, v in row.items() if k in CLIPS.names}], CLIPS)
+    crops = _crops_used(one, cfg)
+    results = []
+    for rule in rules(cfg):
+        values, valid = _value(one, rule.column, crops)
+        bad, sentences = _judge(rule, values, valid)
+        value = float(values[0]) if valid[0] else None
+        limit = None if np.isinf(rule.limit) else rule.limit
+        results.append(
+            RuleResult(rule.code, rule.column, value, rule.op, limit, not len(bad), rule.outcome,
+                       str(sentences[0]) if len(bad) else "")  # fmt: skip
+        )
+    found = {str(s[0]).split(":")[0]: str(s[0]) for bad, s in _text_reasons(one, cfg) if len(bad)}
+    for kind, action in cfg.decide.text.items():
+        results.append(RuleResult(kind, "text_boxes", None, "action", action, kind not in found, "reject", found.get(kind, "")))
+    if cfg.dedup.enabled:
+        copy = row.get("duplicate_of")
+        results.append(RuleResult("duplicate", "duplicate_of", copy, "is", None, not copy, "reject", f"duplicate: a copy of {copy}" if copy else ""))
+    return results
+
+
+def _judge(rule: Rule, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that fail, and their sentences."""
+    with np.errstate(invalid="ignore"):
+        measured = np.abs(values) if rule.op == "abs<=" else values
+        bad = (measured < rule.limit) if rule.op == ">=" else (measured > rule.limit)
+    bad = np.flatnonzero(bad & valid)
+    form = f"{rule.code}: {rule.sentence}"
+    sentences = [form.format(value=v, limit=rule.limit) for v in values[bad].tolist()]
+    if rule.null is not None and not valid.all():
+        missing = np.flatnonzero(~valid)
+        bad = np.concatenate([bad, missing])
+        sentences += [f"{rule.code}: {rule.null}"] * len(missing)
+    return bad, np.array(sentences, dtype=object)
+
+
+def _value(table: pa.Table, column: str, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float64 values and bool validity of a column or a derived quantity."""
+    if column == "sync_any":
+        (c, c_ok), (f, f_ok) = _value(table, "sync_c", crops), _value(table, "sync_fit_conf", crops)
+        return np.where(c_ok, c, f), c_ok | f_ok
+    if column == "face_share":
+        (face, ok), (w, wok), (h, hok) = (_value(table, n, crops) for n in ("face_px", "width", "height"))
+        return face / np.maximum(np.minimum(w, h), 1), ok & wok & hok
+    if column == "used_side":
+        sides = []
+        for whole, part in (("width", "w"), ("height", "h")):
+            full, ok = _value(table, whole, crops)
+            boxed, has_box = _field(table, "letterbox", part)
+            cut, has_cut = _field(table, "crop", part)
+            used = np.where(has_box, boxed, full)
+            sides.append(np.where(has_cut & crops, np.minimum(cut, used), used))
+        return np.minimum(*sides), ok
+    array = table[column]
+    valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
+    values = pc.fill_null(pc.cast(array, pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+    return values, valid & np.isfinite(values)
+
+
+def _field(table: pa.Table, column: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    array = pc.struct_field(table[column], name)
+    return (
+        pc.fill_null(pc.cast(array, pa.float64()), 0.0).to_numpy(zero_copy_only=False),
+        pc.is_valid(array).to_numpy(zero_copy_only=False),
+    )
+
+
+def _text_rows(table: pa.Table, cfg: CurationConfig) -> dict[str, np.ndarray]:
+    """Kind → rows that hold a sure text of that kind."""
+    column = table["text_boxes"].combine_chunks()
+    parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+    boxes = pc.list_flatten(column)
+    kinds = pc.struct_field(boxes, "kind").to_numpy(zero_copy_only=False)
+    sure = pc.fill_null(pc.struct_field(boxes, "score"), 0.0).to_numpy(zero_copy_only=False) >= cfg.decide.text_min_score
+    return {kind: np.unique(parents[(kinds == kind) & sure]) for kind in cfg.decide.text}
+
+
+def _text_reasons(table: pa.Table, cfg: CurationConfig) -> list[tuple[np.ndarray, np.ndarray]]:
+    has_crop = pc.is_valid(table["crop"]).to_numpy(zero_copy_only=False)
+    result = []
+    for kind, rows in _text_rows(table, cfg).items():
+        action = cfg.decide.text[kind]
+        bad = rows if action == "reject" else rows[~has_crop[rows]] if action == "crop" else rows[:0]
+        tail = "" if action == "reject" else ", and no crop removes it and keeps the face"
+        result.append((bad, np.array([f"{kind}: {_FLAG_KINDS[kind]} is burned in{tail}"] * len(bad), dtype=object)))
+    return result
+
+
+def _crops_used(table: pa.Table, cfg: CurationConfig) -> np.ndarray:
+    """Rows whose proposed crop would be applied: some text of a kind whose action is ``crop``."""
+    used = np.zeros(table.num_rows, bool)
+    for kind, rows in _text_rows(table, cfg).items():
+        used[rows] |= cfg.decide.text[kind] == "crop"
+    return used
+
+
+def _tiers(table: pa.Table, verdict: np.ndarray, cfg: CurationConfig) -> pa.Array:
+    """``strict`` where SyncNet is sure and nearly nothing was corrected, ``standard`` otherwise; null if not kept."""
+    conf, ok = _value(table, "sync_c", np.zeros(table.num_rows, bool))
+    offset, measured = _value(table, "av_offset_frames", np.zeros(table.num_rows, bool))
+    d = cfg.decide
+    strict = ok & measured & (conf >= d.sync_strict_conf) & (np.abs(offset) <= d.sync_strict_offset)
+    return pa.array(np.where(strict, *TIERS).astype(object), pa.string(), mask=verdict != "keep")
+
+
+def _lists(rows: int, reasons: list[tuple[np.ndarray, np.ndarray]], fixed: dict[int, list[str] | None]) -> pa.Array:
+    """One list of sentences a row, in the order of the rules; rows in ``fixed`` keep theirs."""
+    at = np.concatenate([b for b, _ in reasons] or [np.zeros(0, int)]).astype(np.int64)
+    text = np.concatenate([s for _, s in reasons] or [np.zeros(0, object)])
+    if fixed:
+        keep = ~np.isin(at, list(fixed))
+        at, text = at[keep], text[keep]
+        extra = [(row, sentence) for row, old in fixed.items() for sentence in old or []]
+        at = np.concatenate([at, np.array([r for r, _ in extra], np.int64)])
+        text = np.concatenate([text, np.array([s for _, s in extra], dtype=object)])
+    order = np.argsort(at, kind="stable")
+    offsets = np.searchsorted(at[order], np.arange(rows + 1))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(text[order], pa.string()))
+
+
+def _keys(table: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(table["video_id"].to_pylist(), table["source_uri"].to_pylist(), strict=True))
+
+
+def _no_clip(cfg: CurationConfig) -> str:
+    seconds = cfg.clips.min_frames / 25
+    return f"too_short: no stretch of {seconds:.1f} s without a cut"
+
+
+def _strings(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(pc.fill_null(column, "").to_numpy(zero_copy_only=False))
+
+
+def _with(table: pa.Table, columns: Mapping[str, pa.Array]) -> pa.Table:
+    for name, values in columns.items():
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+    return table
