@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,44 @@ class ExecutionConfig:
 
 
 @dataclass(frozen=True)
+class BucketsConfig:
+    """The picture sizes and lengths that samples are cut to."""
+
+    areas: tuple[int, ...]  # pixels of a frame, smallest first
+    aspects: tuple[tuple[int, int], ...]  # width : height
+    step: int  # sides are multiples of it: 8 (codec) times 2 (patch)
+    lengths: tuple[int, ...]  # video frames, 4k+1
+    max_upscale: float  # the largest area that needs no more enlargement than this is taken …
+    min_area_fit: float  # … and a clip too small even for the smallest by more than this factor is left out
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """What is computed for a sample, and how."""
+
+    device: str
+    dtype: Literal["float32", "bfloat16"]  # of the networks
+    batch: int  # samples encoded together; part of what makes a rerun byte-identical
+    tasks: tuple[Literal["i2v", "flf2v", "lip_sync", "avatar_sync"], ...]  # whose conditions are stored
+    sound_frames: int  # sound heard before and after a sample when it is encoded, video frames
+    jpeg_quality: int
+    mp4: bool  # store the clip itself at bucket size
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """How samples are put into tars."""
+
+    target_mb: int
+    seed: int  # of the order within a generation and of the splits
+    splits: dict[str, float]  # share of the sources in each split, in order; the rest goes to `train`
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """All sections that `pipeline/` reads."""
 
     execution: ExecutionConfig
+    buckets: BucketsConfig
+    encode: EncodeConfig
+    shards: ShardsConfig

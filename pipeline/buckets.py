@@ -1,0 +1,137 @@
+"""Which picture size, crop and frames a clip is trained at: nothing is stretched, letters are cut away, faces kept.
+
+Buckets keep the area and vary the aspect, so that podcast, square and portrait cost the same; sides are multiples of
+16 and lengths 4k+1 frames, as the codec and the patches need.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from configs.errors import ConfigError
+from pipeline.config import BucketsConfig
+
+
+@dataclass(frozen=True)
+class Rect:
+    """A rectangle in displayed pixels."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+
+    def intersect(self, other: Rect) -> Rect:
+        """The common part; empty (w or h 0) when there is none."""
+        x, y = max(self.x, other.x), max(self.y, other.y)
+        w, h = min(self.x + self.w, other.x + other.w) - x, min(self.y + self.h, other.y + other.h) - y
+        return Rect(x, y, max(w, 0), max(h, 0))
+
+
+def sizes(cfg: BucketsConfig) -> list[tuple[int, int]]:
+    """All (width, height), smallest area first.
+
+    Raises:
+        ConfigError: a length is not 4k+1.
+    """
+    if wrong := [length for length in cfg.lengths if length % 4 != 1]:
+        raise ConfigError(f"buckets.lengths holds {wrong[0]}, which is not 4k+1 frames.")
+    found = []
+    for area in sorted(cfg.areas):
+        for w, h in cfg.aspects:
+            width = max(round(math.sqrt(area * w / h) / cfg.step), 1) * cfg.step
+            height = max(round(math.sqrt(area * h / w) / cfg.step), 1) * cfg.step
+            found.append((width, height))
+    return list(dict.fromkeys(found))
+
+
+def windows(frames: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut ``frames`` into non-overlapping (start, length), longest lengths first; a rest too short is left out."""
+    result, start = [], 0
+    for length in sorted(lengths, reverse=True):
+        while frames - start >= length:
+            result.append((start, length))
+            start += length
+    return result
+
+
+def face_centre(row: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Centre of what the active face covers over the clip, in displayed pixels; None without a track."""
+    track = active_track(row)
+    if track is None:
+        return None
+    boxes = np.asarray(track["boxes"], np.float32)
+    return float(boxes[:, 0].min() + boxes[:, 2].max()) / 2, float(boxes[:, 1].min() + boxes[:, 3].max()) / 2
+
+
+def active_track(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The track of the person who speaks; the first when none was named; None without boxes."""
+    tracks = [track for track in row["tracks"] or [] if track["boxes"]]
+    chosen = [track for track in tracks if track["track_id"] == row["active_track"]]
+    return (chosen or tracks or [None])[0]
+
+
+def choose(row: Mapping[str, Any], cfg: BucketsConfig) -> tuple[tuple[int, int], Rect] | None:
+    """Bucket size (width, height) and crop of a clip of the catalog, or None when it is too small.
+
+    The crop lies in the text-free part of the picture without its bars, has the bucket's shape to within a pixel, is
+    as large as fits, and is centred on the face. Of the aspects the one that keeps most of the picture wins; of the
+    areas the largest that needs no more enlargement than ``max_upscale``.
+    """
+    region = Rect(0, 0, row["width"], row["height"])
+    for name in ("letterbox", "crop"):
+        if row[name] is not None:
+            region = region.intersect(Rect(**{k: row[name][k] for k in "xywh"}))
+    if min(region.w, region.h) < cfg.step:
+        return None
+    fits = [(size, *_largest(region, size)) for size in sizes(cfg)]
+    usable = [fit for fit in fits if fit[0][0] / fit[1] <= cfg.max_upscale]
+    if not usable:
+        smallest = min(size[0] * size[1] for size, _, _ in fits)
+        usable = [f for f in fits if f[0][0] * f[0][1] == smallest and (f[0][0] / f[1]) ** 2 <= cfg.min_area_fit]
+    if not usable:
+        return None
+    kept = max(w * h for _, w, h in usable)
+    # among those that keep (almost) the most of the picture, the largest
+    best = [fit for fit in usable if fit[1] * fit[2] >= 0.98 * kept]
+    size, w, h = max(best, key=lambda fit: (fit[0][0] * fit[0][1], fit[1] * fit[2]))
+    cx, cy = face_centre(row) or (region.x + region.w / 2, region.y + region.h / 2)
+    x = min(max(round(cx - w / 2), region.x), region.x + region.w - w)
+    y = min(max(round(cy - h / 2), region.y), region.y + region.h - h)
+    return size, Rect(x, y, w, h)
+
+
+def _largest(region: Rect, size: tuple[int, int]) -> tuple[int, int]:
+    scale = min(region.w / size[0], region.h / size[1])
+    return max(min(round(size[0] * scale), region.w), 1), max(min(round(size[1] * scale), region.h), 1)
+
+
+def frame_boxes(track: Mapping[str, Any] | None, name: str, start: int, frames: int, crop: Rect, size: tuple[int, int],
+                max_gap: int = 25) -> np.ndarray:  # fmt: skip
+    """Boxes of a track on every frame [start, start + frames) of its clip: float32 [F, 4] in bucket pixels.
+
+    Linear between detections; NaN where the nearest detections are further apart than ``max_gap`` frames (one second:
+    the tracker's own patience), more than half that before the first or after the last, or outside the crop.
+    """
+    out = np.full((frames, 4), np.nan, np.float32)
+    if track is None or not track.get(name):
+        return out
+    at = np.asarray(track["box_frames"], np.float64)
+    boxes = np.asarray(track[name], np.float64)
+    wanted = np.arange(start, start + frames)
+    values = np.stack([np.interp(wanted, at, boxes[:, k]) for k in range(4)], 1)
+    after = np.searchsorted(at, wanted)
+    low, high = at[np.clip(after - 1, 0, None)], at[np.clip(after, None, len(at) - 1)]
+    near = np.minimum(abs(wanted - low), abs(high - wanted)) <= max_gap / 2
+    near &= (high - low <= max_gap) | (wanted == low) | (wanted == high)
+    scale = np.array([size[0] / crop.w, size[1] / crop.h] * 2)
+    values = (values - [crop.x, crop.y, crop.x, crop.y]) * scale
+    values = np.clip(values, 0, [*size, *size])
+    near &= (values[:, 2] > values[:, 0]) & (values[:, 3] > values[:, 1])
+    out[near] = values[near]
+    return out
