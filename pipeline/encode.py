@@ -25,8 +25,14 @@ from model import masks
 from model.codecs import Codec, load_codec
 from model.conditions import masked_video
 from model.config import ModelConfig
-from model.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from model.encoders import load_audio_encoder, load_image_encoder, load_text_encoder
+from model.encoders import (
+    AudioEncoder,
+    ImageEncoder,
+    TextEncoder,
+    load_audio_encoder,
+    load_image_encoder,
+    load_text_encoder,
+)
 from pipeline.config import EncodeConfig
 from pipeline.tar_writer import ShardSample
 

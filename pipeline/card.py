@@ -1,0 +1,124 @@
+"""The dataset card: what a stranger must know before using a dataset, with figures and not adjectives."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from curation.catalog import FPS
+
+_BARS = " ▁▂▃▄▅▆▇█"
+
+
+def dataset_card(table: pa.Table, description: dict[str, Any], clips: pa.Table, videos: pa.Table) -> str:
+    """Markdown with the front matter that the hub reads.
+
+    Args:
+        table: the index. description: the content of `dataset.json`. clips, videos: the catalog's tables.
+    """
+    totals = description["totals"]
+    parts = [
+        "---\ntask_categories: [text-to-video, image-to-video]\ntags: [webdataset, talking-human, echomimicv3]\n---",
+        "# Talking-human training shards",
+        f"{totals['samples']} samples, {totals['hours']:.2f} h, from {totals['videos']} videos; {totals['tars']} tars, "
+        f"{totals['bytes'] / 1e9:.3f} GB. Made by EchoForge {description['made_by']}.",
+        _encoders(description["encoders"]),
+        _reading(),
+        "## Samples\n\n" + _table(("split", "samples"), totals["samples_by_split"].items())
+        + "\n\n" + _table(("bucket (width x height x frames)", "samples"), totals["samples_by_bucket"].items()),
+        _storage(totals),
+        _rejections(clips),
+        _licences(table, videos),
+        _scores(totals["scores"]),
+        _examples(table),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _encoders(encoders: dict[str, dict[str, str]]) -> str:
+    rows = [(kind, item["name"], f"`{item['digest']}`") for kind, item in encoders.items()]
+    text = "## What made the tensors\n\n" + _table(("", "network", "digest"), rows)
+    if any("stand-in" in item["name"] for item in encoders.values()):
+        text += (
+            "\n\n**Some of these are stand-ins without weights: good for trying the toolkit, not for a real model.**"
+        )
+    return text
+
+
+def _reading() -> str:
+    return (
+        "## Reading\n\nEvery tar is a plain WebDataset: `<sample_id>.safetensors .json .txt .jpg .flac` (and `.mp4` when "
+        "asked for). `index.parquet` has one row per sample with the place, type, shape and sha256 of every tensor. "
+        "There is no pickle anywhere. Splits are by source video, and by speaker where known."
+    )
+
+
+def _storage(totals: dict[str, Any]) -> str:
+    samples = max(totals["samples"], 1)
+    rows = [
+        (f"`{name}`", f"{size / 1e6:.3f}", f"{size / samples / 1e3:.1f}")
+        for name, size in totals["bytes_by_field"].items()
+    ]
+    return (
+        "## Bytes\n\n" + _table(("field", "MB", "kB per sample"), rows)
+        + f"\n\nAt this rate 1,500 h take {totals['terabytes_per_1500_hours']:.3f} TB. The I2V condition is stored without "
+        "its first latent (the codec is causal, so it is the video's), FLF2V as its last latent only, T2V not at all; "
+        "text at its true length; masks as bits on the 16-pixel grid. Latents are bf16 as they are: their low bits are "
+        "noise, and compressing them would cost the loader more than it saves."
+    )  # fmt: skip
+
+
+def _rejections(clips: pa.Table) -> str:
+    hours: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    columns = (clips[name].to_pylist() for name in ("verdict", "reasons", "start_frame", "end_frame"))
+    for verdict, reasons, start, end in zip(*columns, strict=True):
+        label = str(verdict) if verdict == "keep" else f"{verdict}: {(reasons or ['no reason'])[0]}"
+        hours[label] += ((end or 0) - (start or 0)) / FPS / 3600
+        count[label] += 1
+    rows = [(label, n, f"{hours[label]:.3f}") for label, n in count.most_common()]
+    return "## What curation kept and why not\n\n" + _table(("verdict: first reason", "clips", "hours"), rows)
+
+
+def _licences(table: pa.Table, videos: pa.Table) -> str:
+    known = {row["video_id"]: row for row in videos.select(["video_id", "licence", "source"]).to_pylist()}
+    hours: Counter[tuple[str, str]] = Counter()
+    for video, frames in zip(table["video_id"].to_pylist(), table["F"].to_pylist(), strict=True):
+        row = known.get(video, {})
+        hours[row.get("source") or "unknown", row.get("licence") or "unknown"] += frames / FPS / 3600
+    rows = [(source, licence, f"{h:.3f}") for (source, licence), h in sorted(hours.items())]
+    return "## Licences by source\n\n" + _table(("source", "licence", "hours"), rows)
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    rows = []
+    for name, item in scores.items():
+        if item["measured"]:
+            top = max(item["counts"])
+            bars = "".join(_BARS[-(-8 * c // top)] for c in item["counts"])
+            rows.append(
+                (
+                    name,
+                    item["measured"],
+                    f"{item['min']:.3g}",
+                    f"{item['median']:.3g}",
+                    f"{item['max']:.3g}",
+                    f"`{bars}`",
+                )
+            )
+        else:
+            rows.append((name, 0, "", "", "", "not measured"))
+    return "## Scores\n\n" + _table(("score", "samples", "min", "median", "max", "min … max"), rows)
+
+
+def _examples(table: pa.Table) -> str:
+    names = ("sample_id", "bucket", "split", "tier", "n_captions")
+    rows = list(zip(*(table.slice(0, 5)[name].to_pylist() for name in names), strict=True))
+    return "## Examples\n\n" + _table(names, rows) + "\n\n`shards inspect ID` shows one as a video and a picture."
+
+
+def _table(head: tuple[str, ...], rows: Any) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows])

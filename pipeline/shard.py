@@ -1,0 +1,337 @@
+"""Kept clips of a catalog → a dataset of shards: plan, encode through the engine, merge the index, write the card.
+
+Layout of ``out`` (`docs/data-formats.md`): ``gen-NNN/plan.parquet`` and ``gen-NNN/<bucket>/shard-*.tar``,
+``index.parquet``, ``prompts.safetensors``, ``dataset.json``, ``README.md``; the record of work is in
+``ledger/shard``. A killed run continues: what the ledger knows is not encoded again, and the rest gives the bytes
+that it would have given.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from safetensors.torch import save
+
+from configs import strict
+from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE, SCHEMA_VERSION
+from configs.errors import EchoForgeError
+from curation.catalog import CLIPS, FPS, VIDEOS
+from model.config import ModelConfig
+from pipeline import engine, shard_plan, store
+from pipeline.config import EncodeConfig, PipelineConfig
+from pipeline.encode import Encoders, encode_group, load_encoders
+from pipeline.index_writer import index_table, scan
+from pipeline.ledger import Ledger, Result, Unit, code_version, unit_id
+from pipeline.tar_writer import write_tar
+
+FAILED = pa.schema([("sample_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())])
+TABLES = {"samples": INDEX, "failed": FAILED}
+BUDGET_PER_SAMPLE_S = 120.0
+"""A sample takes seconds; a unit that needs this long for each of its samples hangs."""
+
+
+class Settings(Protocol):
+    """The parts of the configuration that sharding reads."""
+
+    @property
+    def pipeline(self) -> PipelineConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What a run of `shard` did and what the dataset holds now."""
+
+    dataset: str
+    samples: int
+    hours: float
+    by_split: dict[str, int]
+    by_bucket: dict[str, int]
+    tars: int
+    bytes: int
+    encoded_now: int  # tars
+    failed: list[str] = field(default_factory=list)  # one sentence each
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{count} {name}" for name, count in self.by_split.items())
+        lines = [
+            f"{self.dataset}: {self.samples} samples ({self.hours:.2f} h) in {self.tars} tars, {self.bytes / 1e6:.1f} MB;"
+            f" {self.encoded_now} tars made now.",
+            f"splits: {splits}",
+            "buckets: " + ", ".join(f"{name} {count}" for name, count in self.by_bucket.items()),
+        ]
+        return "\n".join(lines + [f"left out: {cause}" for cause in self.failed[:20]])
+
+    def __rich__(self) -> str:
+        return str(self)
+
+
+class ShardWorker:
+    """Encodes one group and writes its tar. Built once per process: the networks load once."""
+
+    def __init__(self, out: str, model: ModelConfig, cfg: EncodeConfig):
+        self.out, self.cfg = out, cfg
+        self.context_frames = model.audio_encoder.context_frames
+        self.encoders: Encoders = load_encoders(model, cfg)
+
+    def run(self, payload: dict[str, Any]) -> Result:
+        """``payload``: ``tar`` (relative), ``generation`` and ``samples``. The tar is there whole before this returns."""
+        samples = [json.loads(text) for text in payload["samples"]]
+        written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
+        if written:
+            with store.writing(store.join(self.out, payload["tar"])) as path:
+                with path.open("wb") as stream:
+                    write_tar(stream, written)
+                with path.open("rb") as stream:
+                    found = scan(stream, payload["tar"])
+            for row in rows:
+                row |= {"generation": payload["generation"], **found[row["sample_id"]]}
+        seconds = sum(sample["F"] for sample in samples) / FPS
+        return Result({"samples": rows, "failed": failed}, amount=seconds)
+
+
+def shard(
+    catalog_dir: str,
+    out: str,
+    config: Settings,
+    *,
+    inline: bool = False,
+    ray_address: str | None = None,
+    limit: int | None = None,
+    watcher: engine.Watcher | None = None,
+) -> ShardSummary:
+    """Encode the kept clips of ``catalog_dir`` into the dataset ``out``; continue, extend or finish it.
+
+    Args:
+        limit: only the first so many kept clips (by id).
+
+    Raises:
+        EchoForgeError: no catalog, nothing kept, or a dataset of other encoders or settings at ``out``.
+        MissingWeights: a configured network is not there.
+    """
+    out = out.rstrip("/")
+    cfg = config.pipeline
+    clips = read_clips(catalog_dir)
+    kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
+    if not kept.num_rows:
+        raise EchoForgeError(
+            f"catalog '{catalog_dir}' keeps no clip ({clips.num_rows} in all): `catalog status {catalog_dir}` says why."
+        )
+    encoders = load_encoders(config.model, cfg.encode)
+    parameters = _parameters(cfg, encoders)
+    plans = extend_plans(out, kept.slice(0, limit), cfg, parameters, encoders)
+    ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
+    units = [unit for generation, plan in plans.items() for unit in _units(generation, plan)]
+    prompts = _prompts(encoders, config.model)
+    if inline:
+        make_worker = functools.partial(_worker_with, encoders, out, config.model, cfg.encode)
+    else:
+        make_worker = functools.partial(ShardWorker, out, config.model, cfg.encode)
+    outcome = engine.run(
+        units, make_worker, ledger, cfg.execution.shard, cfg.execution,
+        inline=inline, ray_address=ray_address, watcher=watcher,
+    )  # fmt: skip
+    table = refresh(merged(ledger, {unit.id for unit in units}), clips)
+    failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
+    causes = [f"{row['source_uri']}: {row['cause']}" for row in failed]
+    causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined]
+    store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
+    facts = {"encoders": encoders.digests, "parameters": parameters, "plans": list(plans)}
+    return publish(out, table, config, facts, clips, read_videos(catalog_dir), causes, encoded_now=outcome.done)
+
+
+def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeConfig) -> ShardWorker:
+    worker = ShardWorker.__new__(ShardWorker)
+    worker.out, worker.cfg, worker.encoders = out, cfg, encoders
+    worker.context_frames = model.audio_encoder.context_frames
+    return worker
+
+
+def read_clips(catalog_dir: str) -> pa.Table:
+    """The clips table of a catalog.
+
+    Raises:
+        EchoForgeError: there is none.
+    """
+    return _read_parts(catalog_dir, "clips", CLIPS)
+
+
+def read_videos(catalog_dir: str) -> pa.Table:
+    """The videos table of a catalog."""
+    return _read_parts(catalog_dir, "videos", VIDEOS)
+
+
+def _read_parts(catalog_dir: str, name: str, schema: pa.Schema) -> pa.Table:
+    tables = []
+    for part in store.listing(store.join(catalog_dir, name), ".parquet"):
+        with store.parquet(part.url) as file:
+            tables.append(file.read(columns=schema.names).select(schema.names).cast(schema))
+    if not tables:
+        raise EchoForgeError(f"'{catalog_dir}' holds no catalog ({name}/*.parquet); make one with `curate`.")
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _parameters(cfg: PipelineConfig, encoders: Encoders) -> dict[str, str]:
+    settings = {k: v for k, v in strict.to_dict(cfg.encode).items() if k != "device"}
+    return {"encoders": encoders.digest, "encode": strict.digest(settings), "format": str(SCHEMA_VERSION)}
+
+
+def extend_plans(
+    out: str, kept: pa.Table, cfg: PipelineConfig, parameters: dict[str, str], encoders: Encoders
+) -> dict[str, pa.Table]:
+    """The plans of all generations; a new one is written when ``kept`` has samples that none holds.
+
+    Raises:
+        EchoForgeError: the dataset was made with other encoders or settings, or no clip fits any bucket.
+    """
+    plans = read_plans(out)
+    for generation, plan in plans.items():
+        made = json.loads((plan.schema.metadata or {}).get(b"parameters", b"{}"))
+        if made != parameters:
+            differ = ", ".join(sorted(k for k in parameters if made.get(k) != parameters[k]))
+            raise EchoForgeError(
+                f"dataset '{out}' ({generation}) was made with other settings ({differ}): "
+                "use the same configuration, or give another --out."
+            )
+    known = {sample for plan in plans.values() for sample in plan["sample_id"].to_pylist()}
+    rows = kept.to_pylist()
+    samples = [s for row in rows for s in shard_plan.samples_of(row, cfg.buckets, encoders.digest)]
+    if not samples and not plans:
+        raise EchoForgeError(
+            f"none of the {len(rows)} kept clips fits a bucket: shortest length {min(cfg.buckets.lengths)} frames, "
+            f"areas {list(cfg.buckets.areas)}; change buckets.lengths or buckets.areas."
+        )
+    new = [sample for sample in samples if sample["sample_id"] not in known]
+    if new:
+        taken = _taken(plans)
+        group_of, split_of = shard_plan.split_groups(rows, cfg.shards, taken)
+        generation = f"gen-{len(plans):03d}"
+        sizes = {sample["bucket"]: _bytes(sample, encoders) for sample in new}
+        plan = shard_plan.make_plan(new, group_of, split_of, cfg.shards, generation=generation, bytes_per_sample=sizes)
+        plan = plan.replace_schema_metadata({"parameters": json.dumps(parameters)})
+        store.write_table(store.join(out, generation, "plan.parquet"), plan)
+        plans[generation] = plan
+    return plans
+
+
+def read_plans(out: str) -> dict[str, pa.Table]:
+    """Generation → its plan (`shard_plan.PLAN`), in order."""
+    plans: dict[str, pa.Table] = {}
+    while store.exists(url := store.join(out, generation := f"gen-{len(plans):03d}", "plan.parquet")):
+        with store.parquet(url) as file:
+            plans[generation] = file.read()
+    return plans
+
+
+def _taken(plans: dict[str, pa.Table]) -> dict[str, str]:
+    taken: dict[str, str] = {}
+    for plan in plans.values():
+        for group, split, text in zip(*(plan[n].to_pylist() for n in ("group", "split", "sample")), strict=True):
+            taken.setdefault(group, split)
+            taken.setdefault(json.loads(text)["video_id"], split)
+    return taken
+
+
+def _bytes(sample: dict[str, Any], encoders: Encoders) -> int:
+    """About how large a sample becomes: two bf16 latents of the video, and the small rest."""
+    latent = 2 * 16 * (1 + (sample["F"] - 1) // 4) * (sample["H"] // 8) * (sample["W"] // 8)
+    return 2 * latent + 2 * encoders.image.tokens * encoders.image.dim + 300 * encoders.text.dim + 60_000
+
+
+def _units(generation: str, plan: pa.Table) -> list[Unit]:
+    groups: dict[str, list[str]] = {}
+    for tar, text in zip(plan["tar"].to_pylist(), plan["sample"].to_pylist(), strict=True):
+        groups.setdefault(tar, []).append(text)
+    return [
+        Unit(
+            id=unit_id(tar, *texts),
+            payload={"tar": tar, "generation": generation, "samples": texts},
+            key=tar,
+            cost=float(len(texts)),
+            budget_s=BUDGET_PER_SAMPLE_S * (len(texts) + 1),
+        )
+        for tar, texts in groups.items()
+    ]
+
+
+def _prompts(encoders: Encoders, model: ModelConfig) -> bytes:
+    """`prompts.safetensors`: ``null`` and every negative prompt, [L, dim] bf16, once per dataset."""
+    import torch
+
+    texts = {"null": "", **model.guidance.prompts}
+    rows = encoders.text.encode(list(texts.values()))
+    return save({name: row.to(torch.bfloat16).cpu().contiguous() for name, row in zip(texts, rows, strict=True)})
+
+
+def merged(ledger: Ledger, wanted: set[str]) -> pa.Table:
+    """The index rows of all finished units, sorted by sample id."""
+    rows = [row for part in ledger.read("samples", wanted=wanted) for row in part.to_pylist()]
+    if not rows:
+        raise EchoForgeError(
+            "no sample could be encoded; the causes are in the ledger's `failed` tables and quarantine."
+        )
+    return index_table(rows)
+
+
+def refresh(index: pa.Table, clips: pa.Table) -> pa.Table:
+    """Verdict, tier and scores as the catalog has them now; samples whose clip is gone keep theirs."""
+    names = [name for name in shard_plan.CARRIED if name != "speaker"]
+    now = {row["clip_id"]: row for row in clips.select(["clip_id", *names]).to_pylist()}
+    for name in names:
+        old = index[name].to_pylist()
+        values = [now[c][name] if c in now else v for c, v in zip(index["clip_id"].to_pylist(), old, strict=True)]
+        index = index.set_column(
+            index.schema.get_field_index(name), INDEX.field(name), pa.array(values, INDEX.field(name).type)
+        )
+    return index
+
+
+def publish(
+    out: str,
+    table: pa.Table,
+    config: Settings,
+    facts: dict[str, Any],
+    clips: pa.Table,
+    videos: pa.Table,
+    causes: list[str],
+    *,
+    encoded_now: int = 0,
+) -> ShardSummary:
+    """Write `index.parquet`, `dataset.json` and the card; the index last, so that it never names what is not there."""
+    from pipeline.card import dataset_card
+    from pipeline.shards_stats import stats_of
+
+    totals = stats_of(table)
+    settings = {name: strict.to_dict(getattr(config.pipeline, name)) for name in ("buckets", "encode", "shards")}
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "made_by": code_version(),
+        **facts,
+        "settings": settings,
+        "transforms": "25 fps, RGB scaled to −1..1; sound 16 kHz mono, moved by offset_samples; latents are the codec's "
+        "posterior mean, normalised, bf16",
+        "totals": totals,
+        "left_out": causes,
+    }
+    store.write_bytes(
+        store.join(out, DATASET_FILE), json.dumps(description, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    )
+    store.write_bytes(store.join(out, CARD_FILE), dataset_card(table, description, clips, videos).encode())
+    store.write_table(store.join(out, INDEX_FILE), table)
+    return ShardSummary(
+        dataset=out,
+        samples=table.num_rows,
+        hours=totals["hours"],
+        by_split=totals["samples_by_split"],
+        by_bucket=totals["samples_by_bucket"],
+        tars=totals["tars"],
+        bytes=totals["bytes"],
+        encoded_now=encoded_now,
+        failed=causes,
+    )

@@ -1,0 +1,84 @@
+"""What a dataset holds, in figures: hours, samples by split and bucket, bytes by field, terabytes for 1,500 hours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from configs.dataset_schema import INDEX, INDEX_FILE
+from configs.errors import EchoForgeError
+from curation.catalog import FPS
+from pipeline import store
+
+SCORES = tuple(f.name for f in INDEX if pa.types.is_floating(f.type))
+
+
+def read_index(dataset: str) -> pa.Table:
+    """The index of a dataset.
+
+    Raises:
+        EchoForgeError: there is none, or it is of another version.
+    """
+    url = store.join(dataset, INDEX_FILE)
+    if not store.exists(url):
+        raise EchoForgeError(f"'{dataset}' holds no {INDEX_FILE}: it is not a dataset, or `shard` has not ended.")
+    with store.parquet(url) as file:
+        table = file.read()
+    if missing := [name for name in INDEX.names if name not in table.column_names]:
+        raise EchoForgeError(
+            f"the index of '{dataset}' lacks the columns {', '.join(missing)}: it is of another version."
+        )
+    return table.select(INDEX.names).cast(INDEX)
+
+
+def stats(dataset: str) -> dict[str, Any]:
+    """:func:`stats_of` the index of ``dataset``."""
+    return stats_of(read_index(dataset))
+
+
+def stats_of(table: pa.Table) -> dict[str, Any]:
+    """Totals of an index: plain numbers, strings and dictionaries, ready for JSON."""
+    frames = sum(table["F"].to_pylist())
+    hours = frames / FPS / 3600
+    fields: Counter[str] = Counter()
+    tars: set[str] = set()
+    total = 0
+    for tensors, members in zip(table["tensors"].to_pylist(), table["members"].to_pylist(), strict=True):
+        for tensor in tensors:
+            fields[_field(tensor["name"])] += tensor["length"]
+            tars.add(tensor["tar"])
+        for member in members:
+            total += -(-member["length"] // 512) * 512 + 512  # a tar pads to 512 and heads with 512
+            if member["ext"] != "safetensors":
+                fields[f".{member['ext']}"] += member["length"]
+    return {
+        "samples": table.num_rows,
+        "hours": round(hours, 4),
+        "videos": len(set(table["video_id"].to_pylist())),
+        "tars": len(tars),
+        "bytes": total,
+        "samples_by_split": dict(sorted(Counter(table["split"].to_pylist()).items())),
+        "samples_by_bucket": dict(sorted(Counter(table["bucket"].to_pylist()).items())),
+        "samples_by_verdict": dict(sorted(Counter(map(str, table["verdict"].to_pylist())).items())),
+        "bytes_by_field": dict(fields.most_common()),
+        "terabytes_per_1500_hours": round(total / max(hours, 1e-9) * 1500 / 1e12, 4),
+        "scores": {name: _histogram(table[name].to_pylist()) for name in SCORES},
+    }
+
+
+def _field(name: str) -> str:
+    return "text" if name.startswith("text.") else name
+
+
+def _histogram(values: list[float | None], bins: int = 8) -> dict[str, Any]:
+    known = sorted(v for v in values if v is not None)
+    if not known:
+        return {"measured": 0}
+    low, high = known[0], known[-1]
+    width = (high - low) / bins or 1.0
+    counts = [0] * bins
+    for value in known:
+        counts[min(int((value - low) / width), bins - 1)] += 1
+    return {"measured": len(known), "min": low, "median": known[len(known) // 2], "max": high, "counts": counts}

@@ -1,0 +1,243 @@
+"""Clips of puppets become a dataset: whole, reproducible to the byte, extendable, readable by everyone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load as load_safetensors
+
+from configs import schema
+from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX_FILE, PROMPTS_FILE
+from configs.errors import EchoForgeError
+from curation import catalog, puppets
+from curation.clipread import read_clip
+from model import conditions, masks
+from pipeline.encode import load_encoders
+from pipeline.shard import shard
+from train.config import KeepConfig
+from train.loader import Loader
+
+CONFIG = schema.load("tiny", ["shards.target_mb=1"])
+
+
+def make_catalog(root: Path, n: int, name: str = "catalog", skip: tuple[int, ...] = ()) -> Path:
+    """Puppets with a catalog from their ground truth (no operator needed): one clip each, all kept."""
+    videos = root / "videos"
+    if not videos.is_dir():
+        puppets.make(videos, 8, 3, CONFIG.curation.puppets, False)
+    rows = pq.read_table(videos / "manifest.parquet").to_pylist()[:n]
+    clips, sources = [], []
+    for k, row in enumerate(rows):
+        if k in skip:
+            continue
+        path, frames = videos / row["file"], row["frames"]
+        video = catalog.video_id(path)
+        at = list(range(0, frames, 5))
+        track = {
+            "track_id": 0,
+            "box_frames": at,
+            "boxes": [row["face_boxes"][i] for i in at],
+            "mouth_boxes": [row["mouth_boxes"][i] for i in at],
+        }
+        clips.append(
+            {
+                "clip_id": catalog.clip_id(video, 2, frames), "video_id": video, "source_uri": str(path),
+                "start_frame": 2, "end_frame": frames, "width": row["size"], "height": row["size"],
+                "tracks": [track], "active_track": 0, "sync_fit_conf": float(k), "verdict": "keep", "tier": "normal",
+                "captions": [{"text": row["caption"], "kind": "short", "source": "sidecar"}], "offset_samples": 0,
+            }
+        )  # fmt: skip
+        sources.append({"video_id": video, "source_uri": str(path), "licence": "CC0-1.0", "source": "puppets"})
+    for table, kept, contents in (("clips", catalog.CLIPS, clips), ("videos", catalog.VIDEOS, sources)):
+        (root / name / table).mkdir(parents=True, exist_ok=True)
+        pq.write_table(catalog.table(contents, kept), root / name / table / "part-0.parquet")
+    return root / name
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.tar")}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shard")
+    make_catalog(root, 8)
+    shard(str(root / "catalog"), str(root / "dataset"), CONFIG, inline=True)
+    return root
+
+
+def sample_of(dataset: Path, row: int = 0) -> tuple[dict, dict[str, torch.Tensor], dict[str, bytes]]:  # type: ignore[type-arg]
+    entry = pq.read_table(dataset / INDEX_FILE).to_pylist()[row]
+    files = {}
+    for member in entry["members"]:
+        with (dataset / member["tar"]).open("rb") as file:
+            file.seek(member["offset"])
+            files[member["ext"]] = file.read(member["length"])
+    return entry, load_safetensors(files["safetensors"]), files
+
+
+def test_the_dataset_is_complete(world: Path) -> None:
+    dataset = world / "dataset"
+    for name in (INDEX_FILE, PROMPTS_FILE, DATASET_FILE, CARD_FILE):
+        assert (dataset / name).stat().st_size
+    table = pq.read_table(dataset / INDEX_FILE)
+    assert set(table["video_id"].to_pylist()) == {catalog.video_id(p) for p in (world / "videos").glob("*.mp4")}
+    assert json.loads((dataset / DATASET_FILE).read_bytes())["totals"]["samples"] == table.num_rows
+    assert "stand-in" in (dataset / CARD_FILE).read_text() and "CC0-1.0" in (dataset / CARD_FILE).read_text()
+    assert "null" in load_safetensors((dataset / PROMPTS_FILE).read_bytes())
+    assert not list(dataset.rglob("*.tmp")) and not list(dataset.rglob("*.pkl"))
+
+
+def test_tensors_are_those_of_the_clip(world: Path) -> None:
+    entry, tensors, files = sample_of(world / "dataset")
+    meta = json.loads(files["json"])
+    encoders = load_encoders(CONFIG.model, CONFIG.pipeline.encode)
+    start = meta["start_frame"]
+    clip = read_clip(meta["source_uri"], start, start + 33, width=96, height=96, crop=meta["crop"])
+    video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    latents = encoders.codec.encode(video)[0].to(torch.bfloat16)
+    assert torch.equal(tensors["latents"], latents)
+    mask = masks.pixel_mask("flf2v", 33, 96, 96)
+    want = encoders.codec.encode(conditions.masked_video(video, mask))[0].to(torch.bfloat16)
+    mask4 = masks.latent_mask(mask)
+    got = conditions.condition(
+        "flf2v", latents, i2v=tensors["cond_i2v"], flf2v_last=tensors["cond_flf2v_last"], mask4=mask4
+    )
+    assert torch.equal(got[4:], want)
+    assert (
+        tensors["text.0"].shape[1] == CONFIG.model.text_encoder.dim and len(tensors["text.0"]) == entry["text_lens"][0]
+    )
+    grid = entry["audio"][0]
+    rows = tensors["audio.whisper"]
+    assert grid["frame0"] == CONFIG.model.audio_encoder.context_frames * 2 and rows.isfinite().all()
+    assert rows[grid["valid_from"] : grid["valid_to"]].any() and not rows[: grid["valid_from"]].any()
+    unpacked = masks.unpack_bits(tensors["mouth_mask"], 36)
+    assert torch.equal(unpacked, masks.box_grid(tensors["mouth_boxes"], 33, 96, 96).flatten(1)) and unpacked.any()
+
+
+def test_boxes_follow_the_face(world: Path) -> None:
+    manifest = {catalog.video_id(world / "videos" / r["file"]): r
+                for r in pq.read_table(world / "videos" / "manifest.parquet").to_pylist()}  # fmt: skip
+    for k in range(4):
+        entry, tensors, files = sample_of(world / "dataset", k)
+        start = json.loads(files["json"])["start_frame"]
+        truth = np.asarray(manifest[entry["video_id"]]["face_boxes"])[start : start + 33]
+        seen = tensors["face_boxes"].isfinite().all(1).numpy()
+        assert seen.mean() > 0.9 and np.abs(tensors["face_boxes"].numpy()[seen] - truth.clip(0, 96)[seen]).max() < 6
+
+
+def test_a_second_run_encodes_nothing_and_another_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:
+    before = digests(world / "dataset")
+    assert shard(str(world / "catalog"), str(world / "dataset"), CONFIG, inline=True).encoded_now == 0
+    again = shard(str(world / "catalog"), str(tmp_path / "other"), CONFIG, inline=True)
+    assert again.encoded_now == len(before) and digests(tmp_path / "other") == before == digests(world / "dataset")
+    first, second = (pq.read_table(r / INDEX_FILE) for r in (world / "dataset", tmp_path / "other"))
+    assert first.equals(second)
+
+
+def test_a_killed_run_resumes_without_encoding_what_is_committed(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.shard import ShardWorker
+
+    honest, seen = ShardWorker.run, []
+
+    def dies(self: ShardWorker, payload: dict) -> object:  # type: ignore[type-arg]
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(payload["tar"])
+        return honest(self, payload)
+
+    config = schema.load("tiny", ["shards.target_mb=1", "execution.commit_units=1"])
+    monkeypatch.setattr(ShardWorker, "run", dies)
+    with pytest.raises(KeyboardInterrupt):
+        shard(str(world / "catalog"), str(tmp_path / "d"), config, inline=True)
+    monkeypatch.setattr(ShardWorker, "run", honest)
+    assert not (tmp_path / "d" / INDEX_FILE).exists()
+    summary = shard(str(world / "catalog"), str(tmp_path / "d"), config, inline=True)
+    assert summary.encoded_now == summary.tars - 2
+    assert digests(tmp_path / "d") == digests(world / "dataset")
+
+
+def test_new_videos_make_a_new_generation_and_touch_nothing(world: Path, tmp_path: Path) -> None:
+    few, out = make_catalog(world, 5, "few"), tmp_path / "d"
+    shard(str(few), str(out), CONFIG, inline=True)
+    before = digests(out)
+    splits = dict(zip(*(pq.read_table(out / INDEX_FILE)[n].to_pylist() for n in ("video_id", "split")), strict=True))
+    shard(str(world / "catalog"), str(out), CONFIG, inline=True)
+    after = digests(out)
+    assert before.items() < after.items() and any(name.startswith("gen-001/") for name in after)
+    table = pq.read_table(out / INDEX_FILE)
+    now = list(zip(table["video_id"].to_pylist(), table["split"].to_pylist(), strict=True))
+    assert all(splits.get(video, split) == split for video, split in now)
+    assert len(set(now)) == len({video for video, _ in now})  # a video is in one split
+
+
+def test_a_new_verdict_changes_the_index_and_no_tar(world: Path, tmp_path: Path) -> None:
+    out = tmp_path / "d"
+    few = make_catalog(world, 4, "verdicts")
+    shard(str(few), str(out), CONFIG, inline=True)
+    before, part = digests(out), few / "clips" / "part-0.parquet"
+    rows = pq.read_table(part).to_pylist()
+    rows[0]["verdict"] = "reject"
+    pq.write_table(catalog.table(rows, catalog.CLIPS), part)
+    shard(str(few), str(out), CONFIG, inline=True)
+    table = pq.read_table(out / INDEX_FILE)
+    verdicts = dict(zip(table["clip_id"].to_pylist(), table["verdict"].to_pylist(), strict=True))
+    assert verdicts[rows[0]["clip_id"]] == "reject" and digests(out) == before
+
+
+def test_an_unreadable_clip_is_named_and_changes_no_other_sample(world: Path, tmp_path: Path) -> None:
+    few = make_catalog(world, 4, "broken")
+    rows = pq.read_table(few / "clips" / "part-0.parquet").to_pylist()
+    rows[1]["source_uri"] = str(tmp_path / "gone.mp4")
+    pq.write_table(catalog.table(rows, catalog.CLIPS), few / "clips" / "part-0.parquet")
+    summary = shard(str(few), str(tmp_path / "d"), CONFIG, inline=True)
+    assert any("gone.mp4" in cause for cause in summary.failed)
+    assert rows[1]["clip_id"] not in pq.read_table(tmp_path / "d" / INDEX_FILE)["clip_id"].to_pylist()
+
+
+def test_refusals(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(EchoForgeError, match="curate"):
+        shard(str(tmp_path), str(tmp_path / "d"), CONFIG, inline=True)
+    other = schema.load("tiny", ["encode.jpeg_quality=50"])
+    with pytest.raises(EchoForgeError, match="other settings"):
+        shard(str(world / "catalog"), str(world / "dataset"), other, inline=True)
+
+
+def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain tarfile, webdataset in secure mode, `datasets`, and our loader."""
+    dataset = world / "dataset"
+    table = pq.read_table(dataset / INDEX_FILE)
+    ids, tars = set(table["sample_id"].to_pylist()), sorted(dataset.rglob("*.tar"))
+    names = [name for tar in tars for name in tarfile.open(tar).getnames()]
+    assert {name.split(".")[0] for name in names} == ids
+    assert [n.split(".")[1] for n in names[:6]] == ["safetensors", "json", "txt", "jpg", "flac", "mp4"]
+
+    import webdataset as wds
+
+    monkeypatch.setattr(wds.utils, "enforce_security", True)
+    stream = wds.WebDataset([str(t) for t in tars], shardshuffle=False)
+    assert {
+        s["__key__"] for s in stream if load_safetensors(s["safetensors"])["latents"].shape == (16, 9, 12, 12)
+    } == ids
+
+    import datasets
+
+    loaded = datasets.load_dataset("webdataset", data_files=[str(t) for t in tars], split="train", streaming=True)
+    loaded = loaded.select_columns(["__key__", "json", "txt"])
+    assert {row["__key__"] for row in loaded} == ids
+
+    with Loader(
+        str(dataset), CONFIG.train.loader, seed=0, global_batch=2, tasks=("i2v", "flf2v", "lip_sync")
+    ) as loader:
+        batch = next(loader)
+    assert batch["latents"].isfinite().all() and set(batch.sample_ids) <= ids
+    assert KeepConfig().verdicts == ("keep",)
