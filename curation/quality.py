@@ -136,7 +136,7 @@ def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """Movement of the whole picture between two uint8 [h, w], share of the width; (0, 0) where none is certain."""
     window = cv2.createHanningWindow((before.shape[1], before.shape[0]), cv2.CV_32F)
     (x, y), certainty = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32), window)
-    return (x / before.shape[1], y / before.shape[1]) if certainty > 0.1 else (0.0, 0.0)
+    return (x / before.shape[1], y / before.shape[1]) if certainty > 0.3 else (0.0, 0.0)
 
 
 def letterbox(
@@ -150,6 +150,10 @@ def letterbox(
         lit = np.flatnonzero(values >= cfg.black)
         if not len(lit) or (lit[-1] - lit[0] + 1) < cfg.min_content * len(values):
             return None
+        before, after = lit[0], len(values) - 1 - lit[-1]
+        if abs(int(before) - int(after)) > 0.05 * len(values):  # bars come in pairs; a dark corner does not
+            edges.append((0, size // 2 * 2))
+            continue
         scale = size / len(values)
         first = int(np.ceil(lit[0] * scale / 2)) * 2 + (2 if lit[0] else 0)
         last = int((lit[-1] + 1) * scale) - (2 if lit[-1] + 1 < len(values) else 0)

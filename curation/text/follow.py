@@ -72,8 +72,9 @@ class Follower:
 
 def patch(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The box cut from a picture, 48 px high, uint8 [48, w, 3]."""
-    grown = box + np.array([-0.15, -0.1, 0.15, 0.1]) * (box[3] - box[1]) * [image.shape[0] / image.shape[1], 1] * 2
-    cut = _cut(image, np.clip(grown, 0, 1))
+    tall = box[3] - box[1]
+    wide = tall * image.shape[0] / image.shape[1]
+    cut = _cut(image, np.clip(box + np.array([-0.3 * wide, -0.2 * tall, 0.3 * wide, 0.2 * tall]), 0, 1))
     width = int(np.clip(round(cut.shape[1] * _HEIGHT / max(1, cut.shape[0])), 16, 2048))
     return np.asarray(cv2.resize(cut, (width, _HEIGHT), interpolation=cv2.INTER_CUBIC))
 

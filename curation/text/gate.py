@@ -1,8 +1,9 @@
 """Which part of the frame needs a new look: tiles where something with strokes appeared since the detector last saw it.
 
-Burned-in text stands still on the pixel grid and appears at once. A tile that was quiet and changed into something
-with letters' local contrast, or that was moving and came to rest with it, is worth a look; a moving head, hand or
-camera is not. What slips through is caught by the refresh of the whole frame.
+Burned-in text stands still on the pixel grid. Tiles that now rest, hold letters' local contrast, and looked otherwise
+when the detector last saw them, are worth a look when enough of them stand side by side; a moving head, hand or
+camera is not. What slips through (text over quick motion, text shorter than two samples) is left to the refresh of
+the whole frame.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from curation.config import TextConfig
 
 _TILE = 12  # pixels of the gate's picture: about a line of subtitles
-_RUN = 3  # tiles side by side that could hold a word
+_RUN = 4  # tiles side by side that could hold a word
 
 
 class Gate:
@@ -23,7 +24,6 @@ class Gate:
         self._cfg = cfg
         self._seen: np.ndarray | None = None  # tiles' means and contrast when the detector last looked
         self._last: np.ndarray | None = None
-        self._moving: np.ndarray | None = None
 
     def rows(self, gray: np.ndarray, whole: bool) -> tuple[int, int] | None:
         """Rows [first, last) of the picture to look at; None: nothing new. ``whole`` asks for all of it."""
@@ -32,11 +32,8 @@ class Gate:
         if self._seen is None or whole:
             self._seen = stroke
             return 0, gray.shape[0]
-        quiet_before = ~self._moving if self._moving is not None else np.ones_like(stroke, bool)
-        rests_now = change < self._cfg.gate_change
-        appeared = (np.abs(stroke - self._seen) > 0.5 * self._cfg.gate_stroke) & (quiet_before | rests_now)
-        wanted = appeared & (stroke > self._cfg.gate_stroke)
-        self._moving = ~rests_now
+        rests = change < self._cfg.gate_change
+        wanted = rests & (stroke > self._cfg.gate_stroke) & (np.abs(stroke - self._seen) > 0.5 * self._cfg.gate_stroke)
         lines = np.flatnonzero(_has_run(wanted, _RUN))
         if not len(lines):
             return None

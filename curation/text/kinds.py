@@ -9,11 +9,15 @@ scene     text elsewhere: part of what was filmed
 
 from __future__ import annotations
 
+import numpy as np
+
 from curation.config import TextConfig
 from curation.text.follow import Line
 
 _LOGO_LETTERS = 4
-_TICKER_LINES = 3  # sightings at different places of one row
+_TICKER_LINES = 3  # sightings of one row
+_WANDERS = 0.08  # share of the width; subtitles stay centred
+_FULL = 0.9  # share of the width; a ticker in full flow
 
 
 def letters(text: str) -> int:
@@ -52,25 +56,15 @@ def _still(line: Line, lines: list[Line], cfg: TextConfig) -> str:
 
 
 def _tickers(lines: list[Line]) -> set[int]:
-    """Lines of a row that were short-lived, one after the other, each at another place or width."""
+    """Short-lived lines of one row, one after the other, whose middle wanders or that fill the whole width."""
     found: set[int] = set()
     for line in lines:
         row = [o for o in lines if _same_row(line, o) and o.samples <= 2]
-        starts = {o.first for o in row}
-        ends = [o.box[2] for o in row] + [o.box[0] for o in row]
-        if len(starts) >= _TICKER_LINES and max(ends) - min(ends) > 0 and _travels(row):
+        middles = [(o.box[0] + o.box[2]) / 2 for o in row]
+        wide = np.mean([o.box[2] - o.box[0] > _FULL for o in row]) > 0.5 if row else False
+        if len({o.first for o in row}) >= _TICKER_LINES and (wide or max(middles) - min(middles) > _WANDERS):
             found |= {id(o) for o in row}
     return found
-
-
-def _travels(row: list[Line]) -> bool:
-    ordered = sorted(row, key=lambda o: o.first)
-    steps = [b.box[0] - a.box[0] for a, b in zip(ordered, ordered[1:], strict=False)]
-    steps += [b.box[2] - a.box[2] for a, b in zip(ordered, ordered[1:], strict=False)]
-    moved = [s for s in steps if abs(s) > 0.01]
-    return len(moved) >= _TICKER_LINES - 1 and max(sum(s > 0 for s in moved), sum(s < 0 for s in moved)) >= 0.6 * len(
-        moved
-    )
 
 
 def _same_row(a: Line, b: Line) -> bool:

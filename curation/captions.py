@@ -1,0 +1,175 @@
+"""Captions of a clip: sidecar files, a manifest's column, a vision-language model, or a plain template.
+
+Each caption is {text, kind, source}: kind is ``overall`` or a part of the field's schema (hands, posture, face …),
+source says who wrote it (``sidecar:name``, ``manifest``, ``vlm:model``, ``template``), so nothing made up passes for
+something observed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from configs.errors import EchoForgeError, MissingWeights
+from curation.config import CaptionsConfig
+
+PARTS = ("hands", "posture", "face", "eyes", "head", "coverage", "clothing", "background", "overall")
+"""What the field's captions say of a talking person; ``overall`` is the one that trains by default."""
+
+PROMPT = (
+    "These pictures are frames of one short video of a person talking, in order. Answer with one JSON object and "
+    "nothing else, with exactly these keys, each a plain English sentence about what can be seen: "
+    '"hands" (visible or not, gestures), "posture", "face" (expression and how it changes), "eyes" (gaze, blinks), '
+    '"head" (movement), "coverage" (close-up, head and shoulders, half body, full body), "clothing", "background", '
+    '"overall" (two sentences that describe the whole video). Do not guess who the person is.'
+)
+
+Caption = dict[str, str]
+
+
+def sidecar(uri: str, cfg: CaptionsConfig) -> list[Caption]:
+    """Captions beside a local video: ``NAME.txt`` (paragraphs: several lengths), ``NAME.json``, or a row of
+    ``captions.csv`` / ``captions.parquet`` in its folder (columns ``file`` and ``cfg.column``). None found: [].
+
+    Raises:
+        EchoForgeError: a sidecar that is there but cannot be read.
+    """
+    path = Path(uri)
+    if "://" in uri or not path.parent.is_dir():
+        return []
+    for suffix, reader in ((".txt", _text), (".json", _json)):
+        file = path.with_suffix(suffix)
+        if file != path and file.is_file():
+            return reader(file)
+    for name in ("captions.csv", "captions.parquet"):
+        table = path.parent / name
+        if table.is_file() and (text := _table(str(table), table.stat().st_mtime_ns, cfg.column).get(path.name)):
+            return [_caption(text, f"sidecar:{name}")]
+    return []
+
+
+def given(text: str | None) -> list[Caption]:
+    """The caption that a manifest gave, if any."""
+    return [_caption(text, "manifest")] if text and text.strip() else []
+
+
+def template(row: Mapping[str, Any]) -> list[Caption]:
+    """Says only what was measured: one person, how much of the picture the face fills, whether it speaks."""
+    faces = row.get("n_faces") or 0
+    size = (row.get("face_px") or 0) / max(1, min(row.get("width") or 1, row.get("height") or 1))
+    who = "A person" if faces == 1 else f"{faces} people" if faces else "A scene without a visible face"
+    frame = "in close-up" if size > 0.45 else "from the chest up" if size > 0.2 else "at a distance"
+    speaks = (row.get("speech_frac") or 0) > 0.2
+    text = f"{who} {frame}, {'talking' if speaks else 'not talking'}." if faces else f"{who}."
+    return [_caption(text, "template")]
+
+
+class VisionCaptioner:
+    """A vision-language model through `transformers` (any image-text-to-text model with a chat template)."""
+
+    def __init__(self, cfg: CaptionsConfig) -> None:
+        """Loads the model once per worker.
+
+        Raises:
+            MissingWeights: no model is configured, or it is not on this machine.
+        """
+        if not cfg.model:
+            raise MissingWeights("captions.kind is vlm but captions.model names no model; give a local folder or hub id.")
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self._cfg = cfg
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(cfg.model)
+            dtype = torch.bfloat16 if cfg.device.startswith("cuda") else torch.float32
+            model: Any = AutoModelForImageTextToText.from_pretrained(cfg.model, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise MissingWeights(
+                f"the captioning model '{cfg.model}' could not be loaded ({error}); set captions.model to a local folder."
+            ) from error
+        self._model: Any = model.to(cfg.device).eval()
+
+    def describe(self, frames: np.ndarray) -> list[Caption]:
+        """Captions of uint8 [F, H, W, 3] RGB: one per part that the model answered."""
+        import torch
+        from PIL import Image
+
+        picks = np.linspace(0, len(frames) - 1, min(self._cfg.frames, len(frames))).round().astype(int)
+        images = [Image.fromarray(frames[i]) for i in picks]
+        for image in images:
+            image.thumbnail((self._cfg.side, self._cfg.side))
+        content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": PROMPT}]
+        inputs = self._processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self._model.device)
+        with torch.inference_mode():
+            out = self._model.generate(**inputs, max_new_tokens=self._cfg.max_tokens, do_sample=False)
+        answer = self._processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
+        return parse_answer(answer, f"vlm:{self._cfg.model}")
+
+
+def parse_answer(answer: str, source: str) -> list[Caption]:
+    """A model's answer → captions; prose around the JSON is dropped, prose without JSON becomes ``overall``."""
+    begin, end = answer.find("{"), answer.rfind("}")
+    try:
+        data = json.loads(answer[begin : end + 1]) if 0 <= begin < end else None
+    except json.JSONDecodeError:
+        data = None
+    if not isinstance(data, dict):
+        return [_caption(answer, source)] if answer.strip() else []
+    return [_caption(str(data[part]), source, part) for part in reversed(PARTS) if str(data.get(part) or "").strip()]
+
+
+def captions(uri: str, row: Mapping[str, Any], cfg: CaptionsConfig, manifest: str | None = None) -> list[Caption]:
+    """Sidecar, else manifest, else the template when configured. The model's captions come from its own stage."""
+    return sidecar(uri, cfg) or given(manifest) or (template(row) if cfg.kind == "template" else [])
+
+
+def _text(file: Path) -> list[Caption]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EchoForgeError(f"the caption {file} is not UTF-8 text; save it again as UTF-8.") from error
+    return [_caption(p, f"sidecar:{file.name}") for p in text.split("\n\n") if p.strip()]
+
+
+def _json(file: Path) -> list[Caption]:
+    try:
+        data: Any = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise EchoForgeError(f"the caption {file} is not valid JSON ({error}); mend or remove it.") from error
+    source = f"sidecar:{file.name}"
+    if isinstance(data, str):
+        return [_caption(data, source)]
+    if isinstance(data, dict):
+        nested = data.get("captions")
+        if isinstance(nested, Sequence) and not isinstance(nested, str):
+            return [_caption(str(c["text"] if isinstance(c, dict) else c), source) for c in nested]
+        named = [_caption(str(data[k]), source, k) for k in PARTS if isinstance(data.get(k), str)]
+        plain = [_caption(str(data[k]), source) for k in ("caption", "text", "prompt") if isinstance(data.get(k), str)]
+        return plain + named
+    return []
+
+
+@lru_cache(maxsize=16)
+def _table(file: str, mtime: int, column: str) -> dict[str, str]:
+    del mtime  # part of the key: a changed file is read again
+    table = pyarrow.csv.read_csv(file) if file.endswith(".csv") else pq.read_table(file)
+    if "file" not in table.column_names or column not in table.column_names:
+        raise EchoForgeError(f"{file} needs the columns 'file' and '{column}' (captions.column).")
+    return {Path(str(f)).name: str(t) for f, t in zip(table["file"].to_pylist(), table[column].to_pylist(), strict=True) if t}
+
+
+def _caption(text: str, source: str, kind: str = "overall") -> Caption:
+    return {"text": " ".join(text.split()), "kind": kind, "source": source}
