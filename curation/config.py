@@ -61,8 +61,33 @@ class FacesConfig:
 
 
 @dataclass(frozen=True)
+class SyncFitConfig:
+    """Fitting the small SyncNet (`sync fit`)."""
+
+    steps: int
+    batch: int  # clips per step
+    frames: int  # of every clip in a step
+    lr: float
+    holdout: float  # share of the videos that it is judged on
+    min_sources: int  # fewest videos
+
+
+@dataclass(frozen=True)
 class SyncConfig:
-    """Filled by the sync backend."""
+    """Lips against sound. An offset > 0 means that the sound is early."""
+
+    required: bool  # false: a missing score is no reason to hold a clip
+    backend: Literal["none", "syncnet_v2", "fitted"]
+    weights: str | None  # SyncNet v2: syncnet_v2.model or .safetensors
+    fitted: str | None  # file of `sync fit`; only ever used when named here
+    batch_size: int  # windows
+    vshift: int  # shifts compared, frames either way
+    conf_min: float  # SyncNet v2
+    fitted_conf_min: float | None  # null: the threshold on the file's card
+    max_offset: int  # largest offset that is corrected, frames
+    max_residual: int  # largest offset left after it
+    min_frames: int  # fewest frames scored
+    fit: SyncFitConfig
 
 
 @dataclass(frozen=True)
