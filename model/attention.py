@@ -49,7 +49,10 @@ def use_kernel(name: str = "auto") -> str:
             return "fa3"
         if name == "fa3":
             raise EchoForgeError("attention kernel 'fa3' is not available here; install flash-attn-3 or use 'auto'.")
-    first = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}.get(name, SDPBackend.CUDNN_ATTENTION)
+    if name == "math":
+        _order[:] = [SDPBackend.MATH]
+        return name
+    first = SDPBackend.FLASH_ATTENTION if name == "flash" else SDPBackend.CUDNN_ATTENTION
     _set_first(first)
     return "cudnn" if name == "auto" else name
 
@@ -144,9 +147,11 @@ def self_check(
         out = attention(*inputs)
     seed = torch.randn(out.shape, generator=generator).to(out)
     grads = torch.autograd.grad(out, inputs, seed)
-    exact = [x.detach().float().requires_grad_() for x in inputs]
+    q, k, v = exact = [x.detach().float().requires_grad_() for x in inputs]
     with sdpa_kernel(SDPBackend.MATH):
-        reference = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in exact)).transpose(1, 2)
+        reference = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(
+            1, 2
+        )
     reference_grads = torch.autograd.grad(reference, exact, seed.float())
     forward = _relative(out, reference)
     backward = max(_relative(a, b) for a, b in zip(grads, reference_grads, strict=True))
@@ -187,7 +192,8 @@ def _relative(value: Tensor, reference: Tensor) -> float:
     """Largest error over the largest value; NaN when something is not finite."""
     if not torch.isfinite(value).all():
         return float("nan")
-    return float((value.float() - reference).abs().max() / reference.abs().max())
+    value, reference = value.detach().float(), reference.detach()
+    return float((value - reference).abs().max() / reference.abs().max())
 
 
 def _activate_fa3() -> bool:

@@ -8,6 +8,7 @@ bfloat16 here; original Wan does not).
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class TimeMLP(nn.Sequential):
 
     def forward(self, t: Tensor) -> Tensor:
         first, act, last = self
-        return linear_fp32(last, act(linear_fp32(first, sinusoid(t, self.freq_dim))))
+        return linear_fp32(cast(nn.Linear, last), act(linear_fp32(cast(nn.Linear, first), sinusoid(t, self.freq_dim))))
 
 
 class TimeProjection(nn.Sequential):
@@ -60,7 +61,7 @@ class TimeProjection(nn.Sequential):
 
     def forward(self, e: Tensor) -> Tensor:
         act, layer = self
-        return linear_fp32(layer, act(e)).unflatten(-1, (6, -1))
+        return linear_fp32(cast(nn.Linear, layer), act(e)).unflatten(-1, (6, -1))
 
 
 class TextMLP(nn.Sequential):

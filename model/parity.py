@@ -1,9 +1,11 @@
-"""Compare with recorded outputs of the released code: ``python -m model.parity FILE.safetensors [--out OUT.safetensors]``.
+"""Compare with recorded outputs of the released code.
+
+``python -m model.parity FILE.safetensors [--out OUT.safetensors]``
 
 A fixture holds inputs and outputs of one network at a small size; its metadata says which network and how large. The
 weights are not stored: each is a pure function of its name and shape (:func:`recipe_weights`). What this package
-computes is written under the names of the fixture's outputs. Where the fixture has the outputs, the last line printed is
-the largest absolute error, and the exit status is 1 when that is above 1e-4.
+computes is written under the names of the fixture's outputs. Where the fixture has them, the last line printed is the
+largest absolute error, and the exit status is 1 when that is above 1e-4.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ blocks and sharding are applied from outside.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ from model.cross_attention import Conditions, CrossAttention
 from model.embeddings import Head, ImageMLP, TextMLP, TimeMLP, TimeProjection, layer_norm_fp32, modulate
 from model.phda import PhDAWeights, ones
 from model.rope import Riflex, Rotation, rotation
-
 
 PROJECTIONS = {"whisper": "audio_proj", "preview": "audio2token", "flash": "audio_injection"}
 """Name of each variant's projection from audio features to tokens."""
@@ -187,8 +186,6 @@ class EchoMimicTransformer(nn.Module):
         As Wan: Xavier for linear layers, small normal for the embeddings, zero for the head. Then :meth:`init_audio`.
         """
         _reset(self)
-        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
-        nn.init.zeros_(self.patch_embedding.bias)
         for layer in (*self.text_embedding, *self.time_embedding):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
@@ -208,10 +205,11 @@ class EchoMimicTransformer(nn.Module):
             return
         _reset(getattr(self, PROJECTIONS[self.cfg.variant]))
         for block in self.blocks:
-            for name, module in block.cross_attn.named_children():
+            experts = cast(Block, block).cross_attn
+            for name, module in experts.named_children():
                 if name.endswith("_audio"):
                     _reset(module)
-            for value in block.cross_attn.v_audio.parameters():
+            for value in experts.v_audio.parameters():
                 nn.init.zeros_(value)
 
     def _audio_tokens(
@@ -245,10 +243,10 @@ class EchoMimicTransformer(nn.Module):
 
 
 def _reset(root: nn.Module) -> None:
-    """Xavier and zero bias for linear layers, one and zero for norms, everywhere below ``root``."""
+    """Xavier and zero bias for linear layers and patches, one and zero for norms, everywhere below ``root``."""
     for module in root.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
+        if isinstance(module, nn.Linear | nn.Conv3d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
