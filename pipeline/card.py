@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import pyarrow as pa
@@ -71,7 +71,7 @@ def _storage(totals: dict[str, Any]) -> str:
 
 
 def _rejections(clips: pa.Table) -> str:
-    hours: Counter[str] = Counter()
+    hours: defaultdict[str, float] = defaultdict(float)
     count: Counter[str] = Counter()
     columns = (clips[name].to_pylist() for name in ("verdict", "reasons", "start_frame", "end_frame"))
     for verdict, reasons, start, end in zip(*columns, strict=True):
@@ -84,7 +84,7 @@ def _rejections(clips: pa.Table) -> str:
 
 def _licences(table: pa.Table, videos: pa.Table) -> str:
     known = {row["video_id"]: row for row in videos.select(["video_id", "licence", "source"]).to_pylist()}
-    hours: Counter[tuple[str, str]] = Counter()
+    hours: defaultdict[tuple[str, str], float] = defaultdict(float)
     for video, frames in zip(table["video_id"].to_pylist(), table["F"].to_pylist(), strict=True):
         row = known.get(video, {})
         hours[row.get("source") or "unknown", row.get("licence") or "unknown"] += frames / FPS / 3600

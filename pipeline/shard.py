@@ -81,7 +81,7 @@ class ShardWorker:
         self.encoders: Encoders = load_encoders(model, cfg)
 
     def run(self, payload: dict[str, Any]) -> Result:
-        """``payload``: ``tar`` (relative), ``generation`` and ``samples``. The tar is there whole before this returns."""
+        """``payload``: ``tar`` (relative), ``generation``, ``samples``. The tar is there whole before this returns."""
         samples = [json.loads(text) for text in payload["samples"]]
         written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
         if written:
@@ -137,7 +137,7 @@ def shard(
         units, make_worker, ledger, cfg.execution.shard, cfg.execution,
         inline=inline, ray_address=ray_address, watcher=watcher,
     )  # fmt: skip
-    table = refresh(merged(ledger, {unit.id for unit in units}), clips)
+    table = join_fields(out, refresh(merged(ledger, {unit.id for unit in units}), clips))
     failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
     causes = [f"{row['source_uri']}: {row['cause']}" for row in failed]
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined]
@@ -191,6 +191,8 @@ def extend_plans(
         EchoForgeError: the dataset was made with other encoders or settings, or no clip fits any bucket.
     """
     plans = read_plans(out)
+    if not plans and store.exists(store.join(out, INDEX_FILE)):
+        raise EchoForgeError(f"dataset '{out}' was merged or split from others: give another --out, then merge again.")
     for generation, plan in plans.items():
         made = json.loads((plan.schema.metadata or {}).get(b"parameters", b"{}"))
         if made != parameters:
@@ -279,6 +281,21 @@ def merged(ledger: Ledger, wanted: set[str]) -> pa.Table:
     return index_table(rows)
 
 
+def join_fields(out: str, index: pa.Table) -> pa.Table:
+    """Add the tensors that `shards add` put into side tars (``fields/*.parquet``) to the rows of the index."""
+    rows = index.to_pylist()
+    by_id = {row["sample_id"]: row for row in rows}
+    for part in store.listing(store.join(out, "fields"), ".parquet"):
+        with store.parquet(part.url) as file:
+            for extra in file.read().to_pylist():
+                if row := by_id.get(extra["sample_id"]):
+                    names = {tensor["name"] for tensor in extra["tensors"]}
+                    row["tensors"] = [t for t in row["tensors"] if t["name"] not in names] + extra["tensors"]
+                    variants = {grid["variant"] for grid in extra["audio"]}
+                    row["audio"] = [g for g in row["audio"] if g["variant"] not in variants] + extra["audio"]
+    return index_table(rows)
+
+
 def refresh(index: pa.Table, clips: pa.Table) -> pa.Table:
     """Verdict, tier and scores as the catalog has them now; samples whose clip is gone keep theirs."""
     names = [name for name in shard_plan.CARRIED if name != "speaker"]
@@ -303,27 +320,16 @@ def publish(
     *,
     encoded_now: int = 0,
 ) -> ShardSummary:
-    """Write `index.parquet`, `dataset.json` and the card; the index last, so that it never names what is not there."""
-    from pipeline.card import dataset_card
-    from pipeline.shards_stats import stats_of
-
-    totals = stats_of(table)
+    """:func:`write_index`, and the summary of the run."""
     settings = {name: strict.to_dict(getattr(config.pipeline, name)) for name in ("buckets", "encode", "shards")}
     description = {
-        "schema_version": SCHEMA_VERSION,
-        "made_by": code_version(),
         **facts,
         "settings": settings,
-        "transforms": "25 fps, RGB scaled to −1..1; sound 16 kHz mono, moved by offset_samples; latents are the codec's "
-        "posterior mean, normalised, bf16",
-        "totals": totals,
+        "transforms": "25 fps, RGB scaled to −1..1; sound 16 kHz mono, moved by offset_samples; "
+        "latents are the codec's posterior mean, normalised, bf16",
         "left_out": causes,
     }
-    store.write_bytes(
-        store.join(out, DATASET_FILE), json.dumps(description, indent=1, sort_keys=True, ensure_ascii=False).encode()
-    )
-    store.write_bytes(store.join(out, CARD_FILE), dataset_card(table, description, clips, videos).encode())
-    store.write_table(store.join(out, INDEX_FILE), table)
+    totals = write_index(out, table, description, clips, videos)
     return ShardSummary(
         dataset=out,
         samples=table.num_rows,
@@ -335,3 +341,19 @@ def publish(
         encoded_now=encoded_now,
         failed=causes,
     )
+
+
+def write_index(
+    out: str, table: pa.Table, description: dict[str, Any], clips: pa.Table, videos: pa.Table
+) -> dict[str, Any]:
+    """Write `dataset.json`, the card and `index.parquet` (last: it never names what is not there). Returns totals."""
+    from pipeline.card import dataset_card
+    from pipeline.shards_stats import stats_of
+
+    totals = stats_of(table)
+    whole = {**description, "schema_version": SCHEMA_VERSION, "made_by": code_version(), "totals": totals}
+    text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
+    store.write_bytes(store.join(out, DATASET_FILE), text.encode())
+    store.write_bytes(store.join(out, CARD_FILE), dataset_card(table, whole, clips, videos).encode())
+    store.write_table(store.join(out, INDEX_FILE), table)
+    return totals

@@ -241,3 +241,27 @@ def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
         batch = next(loader)
     assert batch["latents"].isfinite().all() and set(batch.sample_ids) <= ids
     assert KeepConfig().verdicts == ("keep",)
+
+
+def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
+    from pipeline import shards_edit
+    from pipeline.shards_inspect import inspect
+    from pipeline.shards_verify import verify
+
+    few, out = make_catalog(world, 3, "tools"), tmp_path / "d"
+    shard(str(few), str(out), CONFIG, inline=True)
+    before = digests(out)
+    assert shards_edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
+    assert before.items() < digests(out).items()
+    shard(str(few), str(out), CONFIG, inline=True)  # the field stays when the index is made again
+    report = verify(str(out))
+    assert report.ok, str(report)
+    row, _, files = sample_of(out)
+    start = json.loads(files["json"])["start_frame"]
+    assert {t["name"]: t["shape"] for t in row["tensors"]}["cond_avatar"] == [16, 9, 12, 12]
+    with Loader(str(out), CONFIG.train.loader, seed=0, global_batch=1, tasks=("avatar_sync",)) as loader:
+        assert next(loader)["cond_avatar"].any()
+    seen = inspect(str(out), row["sample_id"][:6], str(tmp_path / "look"), CONFIG.model)
+    original = read_clip(seen.facts["source"], start, start + 33, width=96, height=96).frames.astype(float)
+    shown = read_clip(str(seen.video), 0, 33, width=96, height=96).frames.astype(float)
+    assert 10 * np.log10(255**2 / ((shown - original) ** 2).mean()) > 20 and seen.picture.stat().st_size

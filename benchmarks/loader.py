@@ -1,0 +1,125 @@
+"""The loader against reading the same bytes into the same buffers with the same threads: `python -m benchmarks.loader`.
+
+Files are cold: their pages are dropped from the cache before every pass. Digests are checked. Both passes run in
+turns in one process; the median ratio counts. Prints one line per figure and writes JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.synthetic_shards import REAL, write_dataset
+from train.config import KeepConfig, LoaderConfig
+from train.loader import Loader
+from train.reader import LocalSource, raw_bytes
+
+BUCKET = "832x480x113"
+
+
+def drop_pages(root: Path) -> None:
+    """Ask the system to forget the files' pages."""
+    for path in root.rglob("*.tar"):
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def config(threads: int, prefetch: int) -> LoaderConfig:
+    return LoaderConfig(KeepConfig(), 1, "whisper", "first", threads, prefetch, True, False, "stop", 0)
+
+
+def one_pass(root: Path, threads: int, prefetch: int, step_s: float = 0.0) -> tuple[float, float, int]:
+    """Seconds, seconds waited for data (after the first batch) and bytes of one pass over the dataset."""
+    total, waited = 0, 0.0
+    with Loader(root, config(threads, prefetch), seed=0, tasks=("i2v", "flf2v"), once=True, pin=False) as loader:
+        begin = time.perf_counter()
+        for number in range(len(loader)):
+            before = time.perf_counter()
+            batch = next(loader)
+            waited += time.perf_counter() - before if number else 0.0
+            total += sum(t.numel() * t.element_size() for t in batch.tensors.values())
+            if step_s:
+                time.sleep(step_s)
+        return time.perf_counter() - begin, waited, total
+
+
+def raw_pass(root: Path, threads: int) -> tuple[float, int]:
+    """The same tensors in the same order into fresh buffers, nothing checked."""
+    with Loader(root, config(threads, 0), seed=0, tasks=("i2v", "flf2v"), once=True, pin=False) as loader:
+        plan, position = [], loader.order.position_of(0)
+        for _ in range(len(loader)):
+            batch, position = loader.order.at(position)
+            record = loader.index.record(batch.slots[0].row)
+            wanted = loader._assembly[batch.bucket].wanted(record, 0, "")
+            plan.append([ref for _, ref in wanted])
+    source, total = LocalSource(), 0
+
+    def read(ref: Any) -> int:
+        out = torch.empty(ref.shape, dtype=ref.dtype)
+        source.read_into(f"{root}/{ref.tar}", ref.offset, raw_bytes(out))
+        return int(ref.length)
+
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        total = sum(pool.map(read, [ref for refs in plan for ref in refs]))
+    seconds = time.perf_counter() - begin
+    source.close()
+    return seconds, total
+
+
+def measure(root: Path, threads: int, prefetch: int, rounds: int) -> dict[str, Any]:
+    """All figures."""
+    result: dict[str, Any] = {"threads": threads, "prefetch": prefetch, "bucket": BUCKET}
+    for name, prepare in (("cold", drop_pages), ("cached", lambda _: None)):
+        ratios, speeds = [], []
+        passes: Callable[[Path], None] = prepare
+        for _ in range(rounds):
+            passes(root)
+            raw_s, raw_bytes_read = raw_pass(root, threads)
+            passes(root)
+            seconds, _, total = one_pass(root, threads, prefetch)
+            ratios.append((total / seconds) / (raw_bytes_read / raw_s))
+            speeds.append(total / seconds / 1e6)
+        result[name] = {
+            "ratio_to_raw": round(statistics.median(ratios), 3),
+            "mb_per_s": round(statistics.median(speeds), 1),
+            "rounds": [round(r, 3) for r in ratios],
+        }
+    drop_pages(root)
+    seconds, waited, _ = one_pass(root, threads, prefetch, step_s=0.5)
+    result["wait_share_of_0.5s_steps"] = round(waited / seconds, 5)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--prefetch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        root = Path(folder)
+        rows = write_dataset(root, {BUCKET: args.samples}, sizes=REAL, per_tar=8)
+        size = sum(member["length"] for member in rows[0]["members"])
+        result = {"bytes_per_sample": size} | measure(root, args.threads, args.prefetch, args.rounds)
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

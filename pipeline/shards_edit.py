@@ -1,0 +1,218 @@
+"""Datasets grow and part without encoding anything twice: add a field in side tars, merge, split."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
+from configs.errors import EchoForgeError
+from curation.catalog import CLIPS, VIDEOS
+from model.config import ModelConfig
+from pipeline import engine, store
+from pipeline.config import EncodeConfig
+from pipeline.encode import encode_group, load_encoders
+from pipeline.index_writer import index_table, scan
+from pipeline.ledger import Ledger, Result, Unit, unit_id
+from pipeline.shard import BUDGET_PER_SAMPLE_S, Settings, join_fields, read_plans, write_index
+from pipeline.shards_stats import read_index
+from pipeline.tar_writer import ShardSample, write_tar
+
+TASK_OF: dict[str, Literal["lip_sync", "avatar_sync", "i2v", "flf2v"]] = {
+    "cond_lip": "lip_sync",
+    "cond_avatar": "avatar_sync",
+    "cond_i2v": "i2v",
+    "cond_flf2v_last": "flf2v",
+}
+FIELDS = pa.schema([INDEX.field("sample_id"), INDEX.field("tensors"), INDEX.field("audio")])
+
+
+class FieldWorker:
+    """Encodes one field for one tar's samples into ``<tar>.<field>.tar`` beside it."""
+
+    def __init__(self, dataset: str, field: str, model: ModelConfig, cfg: EncodeConfig):
+        self.dataset, self.field, self.cfg = dataset, field, cfg
+        self.context_frames, self.encoders = model.audio_encoder.context_frames, load_encoders(model, cfg)
+
+    def run(self, payload: dict[str, Any]) -> Result:
+        """``payload``: ``tar`` of the samples (relative) and their plan entries."""
+        samples = [json.loads(text) for text in payload["samples"]]
+        written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
+        if failed:
+            raise EchoForgeError(f"{failed[0]['source_uri']}: {failed[0]['cause']}")
+        side = f"{payload['tar'].removesuffix('.tar')}.{self.field}.tar"
+        only = [ShardSample(s.sample_id, {self.field: s.tensors[self.field]}) for s in written]
+        with store.writing(store.join(self.dataset, side)) as path:
+            with path.open("wb") as stream:
+                write_tar(stream, only)
+            with path.open("rb") as stream:
+                found = scan(stream, side)
+        audio = {row["sample_id"]: row["audio"] if self.field.startswith("audio.") else [] for row in rows}
+        entries = [
+            {"sample_id": s.sample_id, "tensors": found[s.sample_id]["tensors"], "audio": audio[s.sample_id]}
+            for s in only
+        ]
+        return Result({"fields": entries})
+
+
+def add(
+    dataset: str,
+    field: str,
+    config: Settings,
+    *,
+    inline: bool = False,
+    ray_address: str | None = None,
+    watcher: engine.Watcher | None = None,
+) -> int:
+    """Encode ``field`` for every sample from its source, into side tars; no existing tar is touched.
+
+    ``field``: ``cond_lip``, ``cond_avatar``, ``cond_i2v``, ``cond_flf2v_last`` or ``audio.<variant>`` (of the audio
+    encoder that the configuration names). Resumes like `shard`.
+
+    Returns:
+        How many samples have the field now.
+
+    Raises:
+        EchoForgeError: unknown field, a dataset without plans, or a source that cannot be read.
+    """
+    variant = f"audio.{config.model.audio_encoder.variant}"
+    if field not in TASK_OF and field != variant:
+        raise EchoForgeError(f"field '{field}' cannot be added; known: {', '.join([*TASK_OF, variant])}.")
+    dataset = dataset.rstrip("/")
+    index, plans = read_index(dataset), read_plans(dataset)
+    if not plans:
+        raise EchoForgeError(f"'{dataset}' has no plan: it was merged or split; add the field before that.")
+    tasks = ("i2v", TASK_OF[field]) if field == "cond_flf2v_last" else (TASK_OF[field],) if field in TASK_OF else ()
+    cfg = replace(config.pipeline.encode, tasks=tasks, mp4=False)
+    have = set(index["sample_id"].to_pylist())
+    units = _field_units(plans, have, field)
+    encoder = config.model.codec if field in TASK_OF else config.model.audio_encoder
+    ledger = Ledger(store.join(dataset, "ledger", "add"), {"fields": FIELDS}, {"field": field, "encoder": str(encoder)})
+    worker = functools.partial(FieldWorker, dataset, field, config.model, cfg)
+    execution = config.pipeline.execution
+    outcome = engine.run(
+        units, worker, ledger, execution.shard, execution, inline=inline, ray_address=ray_address, watcher=watcher
+    )
+    if outcome.quarantined:
+        raise EchoForgeError(f"'{field}' could not be added to {len(outcome.quarantined)} tars; the first: "
+                             f"{outcome.quarantined[0].cause}")  # fmt: skip
+    parts = list(ledger.read("fields", wanted={unit.id for unit in units}))
+    table = pa.concat_tables(parts) if parts else FIELDS.empty_table()
+    store.write_table(store.join(dataset, "fields", f"{field}.parquet"), table)
+    _republish(dataset, join_fields(dataset, index))
+    return int(table.num_rows)
+
+
+def _field_units(plans: dict[str, pa.Table], have: set[str], field: str) -> list[Unit]:
+    groups: dict[str, list[str]] = {}
+    for plan in plans.values():
+        for sample, tar, text in zip(*(plan[n].to_pylist() for n in ("sample_id", "tar", "sample")), strict=True):
+            if sample in have:
+                groups.setdefault(tar, []).append(text)
+    return [
+        Unit(
+            unit_id(field, tar, *texts),
+            {"tar": tar, "samples": texts},
+            key=tar,
+            cost=float(len(texts)),
+            budget_s=BUDGET_PER_SAMPLE_S * (len(texts) + 1),
+        )
+        for tar, texts in groups.items()
+    ]
+
+
+def merge(datasets: Sequence[str], out: str) -> int:
+    """Copy several datasets into a new one; a sample that two of them hold is taken once. Returns the samples.
+
+    Raises:
+        EchoForgeError: other encoders, a video in two splits, or ``out`` holds a dataset already.
+    """
+    descriptions = [_description(d) for d in datasets]
+    for dataset, description in zip(datasets, descriptions, strict=True):
+        if description["encoders"] != descriptions[0]["encoders"]:
+            raise EchoForgeError(f"'{dataset}' and '{datasets[0]}' were made with other encoders and cannot be merged.")
+    rows: dict[str, dict[str, Any]] = {}
+    splits: dict[str, str] = {}
+    copies: list[tuple[str, str]] = []
+    number = 0
+    for dataset in datasets:
+        renamed: dict[str, str] = {}
+        for row in read_index(dataset).to_pylist():
+            if splits.setdefault(row["video_id"], row["split"]) != row["split"]:
+                raise EchoForgeError(
+                    f"video {row['video_id']} is in split {splits[row['video_id']]} and, in '{dataset}', in {row['split']}."
+                )
+            if row["sample_id"] in rows:
+                continue
+            if (old := row["generation"]) not in renamed:
+                renamed[old] = f"gen-{number:03d}"
+                number += 1
+            rows[row["sample_id"]] = _moved(row, renamed[old])
+            copies += [
+                (store.join(dataset, item["tar"]), store.join(out, _in(item["tar"], renamed[old])))
+                for item in [*row["members"], *row["tensors"]]
+            ]
+    _copy(copies, out)
+    store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(datasets[0], PROMPTS_FILE)))
+    description = {**descriptions[0], "parts": list(map(_base, datasets)), "plans": []}
+    write_index(out, index_table(list(rows.values())), description, CLIPS.empty_table(), VIDEOS.empty_table())
+    return len(rows)
+
+
+def split(dataset: str, out: str, *, splits: Sequence[str] = (), buckets: Sequence[str] = ()) -> int:
+    """Copy the tars of some splits or buckets into a dataset of its own. Returns the samples.
+
+    Raises:
+        EchoForgeError: nothing is left, or ``out`` holds a dataset already.
+    """
+    table = read_index(dataset)
+    for name, wanted in (("split", splits), ("bucket", buckets)):
+        if wanted:
+            table = table.filter(pc.is_in(table[name], pa.array(list(wanted), pa.string())))
+    if not table.num_rows:
+        raise EchoForgeError(f"'{dataset}' has no sample with split {list(splits)} and bucket {list(buckets)}.")
+    tars = {item["tar"] for row in table.to_pylist() for item in [*row["members"], *row["tensors"]]}
+    _copy([(store.join(dataset, tar), store.join(out, tar)) for tar in sorted(tars)], out)
+    store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(dataset, PROMPTS_FILE)))
+    description = {**_description(dataset), "parts": [_base(dataset)], "plans": []}
+    write_index(out, table, description, CLIPS.empty_table(), VIDEOS.empty_table())
+    return int(table.num_rows)
+
+
+def _copy(copies: Sequence[tuple[str, str]], out: str) -> None:
+    if store.exists(store.join(out, DATASET_FILE)):
+        raise EchoForgeError(f"'{out}' holds a dataset already; give another --out.")
+    for source, target in dict.fromkeys(copies):
+        with store.local_copy(source) as path, store.writing(target) as copy:
+            shutil.copyfile(path, copy)
+
+
+def _in(tar: str, generation: str) -> str:
+    return "/".join([generation, *tar.split("/")[1:]])
+
+
+def _moved(row: dict[str, Any], generation: str) -> dict[str, Any]:
+    moved = {
+        kind: [item | {"tar": _in(item["tar"], generation)} for item in row[kind]] for kind in ("tensors", "members")
+    }
+    return row | moved | {"generation": generation}
+
+
+def _base(dataset: str) -> str:
+    return store.name_of(dataset.rstrip("/"))
+
+
+def _description(dataset: str) -> dict[str, Any]:
+    read_index(dataset)
+    return dict(json.loads(store.read_bytes(store.join(dataset, DATASET_FILE))))
+
+
+def _republish(dataset: str, table: pa.Table) -> None:
+    write_index(dataset, table, _description(dataset), CLIPS.empty_table(), VIDEOS.empty_table())

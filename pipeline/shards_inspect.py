@@ -1,0 +1,123 @@
+"""Decodes one sample back to what a person can look at: a video with its sound, and one picture of everything else."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from safetensors.torch import load as load_safetensors
+
+from configs.errors import EchoForgeError
+from curation.clipwrite import write_video
+from model import conditions, masks
+from model.codecs import load_codec
+from model.config import ModelConfig
+from pipeline import store
+from pipeline.shards_stats import read_index
+
+COLUMNS = 6
+"""Frames shown in a row of the picture."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Where the two files are, and the sample's facts."""
+
+    video: Path
+    picture: Path
+    facts: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.video}\n{self.picture}", *(f"{key}: {value}" for key, value in self.facts.items())])
+
+    def __rich__(self) -> str:
+        return str(self)
+
+
+def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspection:
+    """Write ``out/<id>.mp4`` (latents decoded, stored sound) and ``out/<id>.png``.
+
+    Rows of the picture: decoded video, decoded I2V and lip-sync conditions, face (green) and mouth (red) boxes.
+
+    Raises:
+        EchoForgeError: no such sample (the start of an id is enough, if only one has it).
+    """
+    row = _find(dataset, sample_id)
+    files = read_members(dataset, row)
+    tensors = load_safetensors(files["safetensors"])
+    codec = load_codec(model.codec)
+    latents = tensors["latents"].float()
+    frames = _decode(codec, latents)
+    rows = [frames]
+    mask4 = torch.zeros(4, *latents.shape[1:])
+    if "cond_i2v" in tensors:
+        rows.append(
+            _decode(codec, conditions.condition("i2v", latents, i2v=tensors["cond_i2v"].float(), mask4=mask4)[4:])
+        )
+    if "cond_lip" in tensors:
+        rows.append(_decode(codec, tensors["cond_lip"].float()))
+    rows.append(_with_boxes(frames, tensors))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    video, picture = folder / f"{row['sample_id']}.mp4", folder / f"{row['sample_id']}.png"
+    write_video(video, frames, _sound(files))
+    store.write_bytes(str(picture), _png(rows))
+    facts = {key: row[key] for key in ("sample_id", "clip_id", "video_id", "bucket", "split", "tier", "verdict")}
+    facts |= {"caption": files["txt"].decode(), "source": json.loads(files["json"]).get("source_uri")}
+    facts |= {t["name"]: f"{t['dtype']} {t['shape']}" for t in row["tensors"]}
+    return Inspection(video, picture, facts)
+
+
+def read_members(dataset: str, row: dict[str, Any]) -> dict[str, bytes]:
+    """The members of one sample as bytes by extension."""
+    files = {}
+    for member in row["members"]:
+        with store.local_copy(store.join(dataset, member["tar"])) as path, path.open("rb") as stream:
+            stream.seek(member["offset"])
+            files[member["ext"]] = stream.read(member["length"])
+    return files
+
+
+def _find(dataset: str, sample_id: str) -> dict[str, Any]:
+    table = read_index(dataset)
+    found = table.filter(pc.starts_with(table["sample_id"], sample_id))
+    if found.num_rows != 1:
+        many = f"{found.num_rows} samples start" if found.num_rows else "no sample starts"
+        raise EchoForgeError(f"{many} with '{sample_id}' in '{dataset}'; ids are in the column sample_id of its index.")
+    return dict(found.to_pylist()[0])
+
+
+def _decode(codec: Any, latents: torch.Tensor) -> np.ndarray:
+    video = codec.decode(latents[None])[0]
+    return ((video + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
+
+
+def _with_boxes(frames: np.ndarray, tensors: dict[str, torch.Tensor]) -> np.ndarray:
+    marked = frames.copy()
+    for name, colour in (("face_boxes", (0, 255, 0)), ("mouth_boxes", (255, 0, 0))):
+        grid = masks.box_grid(tensors[name], len(frames), *frames.shape[1:3])
+        area = masks.grid_to_pixels(grid, *frames.shape[1:3]).numpy()
+        marked[area] = (0.7 * marked[area] + 0.3 * np.array(colour)).astype(np.uint8)
+    return marked
+
+
+def _sound(files: dict[str, bytes]) -> np.ndarray | None:
+    import soundfile
+
+    return soundfile.read(io.BytesIO(files["flac"]), dtype="float32")[0] if "flac" in files else None
+
+
+def _png(rows: list[np.ndarray]) -> bytes:
+    from PIL import Image
+
+    chosen = np.linspace(0, len(rows[0]) - 1, COLUMNS).round().astype(int)
+    picture = np.concatenate([np.concatenate(list(row[chosen]), axis=1) for row in rows], axis=0)
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,60 @@
+"""The plain way to read shards: webdataset's own stream, for those who want it. Its promises are weaker.
+
+What it does not promise, unlike `train.loader`: the same order at another number of ranks or workers; resuming in the
+middle of an epoch (start at an epoch's beginning, or repeat samples); each sample exactly once on every rank when tars
+do not divide evenly; batches of one bucket unless the tars are of one; digests checked. It reads whole samples, also
+the tensors that a task does not need. What it does promise: nothing in a tar is executed (webdataset's secure mode is
+demanded, and only safetensors, JSON and UTF-8 are decoded).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load
+
+from configs.errors import EchoForgeError
+from train.config import KeepConfig
+from train.index import open_index
+
+log = logging.getLogger(__name__)
+
+
+def stream(
+    dataset: str | Path, *, split: str = "train", keep: KeepConfig | None = None, shuffle: int = 100, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Samples of ``split`` one by one, once: ``sample_id``, ``tensors`` (name → tensor), ``meta``, ``caption``.
+
+    Tars are shuffled by ``seed``, then samples in a buffer of ``shuffle``. A sample that cannot be decoded is named in
+    the log and left out.
+
+    Raises:
+        EchoForgeError: no such dataset, or webdataset is not installed.
+    """
+    os.environ["WDS_SECURE"] = "1"  # read when webdataset is first imported
+    try:
+        import webdataset as wds
+    except ImportError as error:
+        raise EchoForgeError("webdataset is not installed; use train.loader, which does not need it.") from error
+    wds.utils.enforce_security = True
+    index = open_index(dataset, split=split, keep=keep or KeepConfig())
+    wanted = set(index.table.column("sample_id").to_pylist())
+    tars = sorted({member["tar"] for row in index.table.column("members").to_pylist() for member in row})
+    urls = [f"{index.root}/{tar}" for tar in tars]
+    source = wds.WebDataset(urls, shardshuffle=len(urls), seed=seed, handler=wds.warn_and_continue)
+    for item in source.shuffle(shuffle, seed=seed) if shuffle else source:
+        if item["__key__"] in wanted:
+            try:
+                yield {
+                    "sample_id": item["__key__"],
+                    "tensors": load(item["safetensors"]),
+                    "meta": json.loads(item["json"]),
+                    "caption": item["txt"].decode("utf-8"),
+                }
+            except Exception as error:  # safetensors raises its own kinds
+                log.warning("skipping a bad sample: %s: %s", item["__key__"], error)
