@@ -42,7 +42,7 @@ def decide_clips(table: pa.Table, cfg: CurationConfig) -> pa.Table:
     reasons: list[tuple[np.ndarray, np.ndarray]] = []  # row numbers, sentences
     crops = _crops_used(table, cfg)
     for rule in rules(cfg):
-        bad, sentences = _judge(rule, *_value(table, rule.column, crops))
+        bad, sentences = judge(rule, *value(table, rule.column, crops))
         if len(bad):
             (held if rule.outcome == "hold" else failed)[bad] = True
             reasons.append((bad, sentences))
@@ -98,12 +98,12 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
     crops = _crops_used(one, cfg)
     results = []
     for rule in rules(cfg):
-        values, valid = _value(one, rule.column, crops)
-        bad, sentences = _judge(rule, values, valid)
-        value = float(values[0]) if valid[0] else None
+        values, valid = value(one, rule.column, crops)
+        bad, sentences = judge(rule, values, valid)
+        score = float(values[0]) if valid[0] else None
         limit = None if np.isinf(rule.limit) else rule.limit
         results.append(
-            RuleResult(rule.code, rule.column, value, rule.op, limit, not len(bad), rule.outcome,
+            RuleResult(rule.code, rule.column, score, rule.op, limit, not len(bad), rule.outcome,
                        str(sentences[0]) if len(bad) else "")  # fmt: skip
         )
     found = {str(s[0]).split(":")[0]: str(s[0]) for bad, s in _text_reasons(one, cfg) if len(bad)}
@@ -115,7 +115,7 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
     return results
 
 
-def _judge(rule: Rule, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def judge(rule: Rule, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows that fail, and their sentences."""
     with np.errstate(invalid="ignore"):
         measured = np.abs(values) if rule.op == "abs<=" else values
@@ -130,18 +130,18 @@ def _judge(rule: Rule, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarra
     return bad, np.array(sentences, dtype=object)
 
 
-def _value(table: pa.Table, column: str, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def value(table: pa.Table, column: str, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float64 values and bool validity of a column or a derived quantity."""
     if column == "sync_any":
-        (c, c_ok), (f, f_ok) = _value(table, "sync_c", crops), _value(table, "sync_fit_conf", crops)
+        (c, c_ok), (f, f_ok) = value(table, "sync_c", crops), value(table, "sync_fit_conf", crops)
         return np.where(c_ok, c, f), c_ok | f_ok
     if column == "face_share":
-        (face, ok), (w, wok), (h, hok) = (_value(table, n, crops) for n in ("face_px", "width", "height"))
+        (face, ok), (w, wok), (h, hok) = (value(table, n, crops) for n in ("face_px", "width", "height"))
         return face / np.maximum(np.minimum(w, h), 1), ok & wok & hok
     if column == "used_side":
         sides = []
         for whole, part in (("width", "w"), ("height", "h")):
-            full, ok = _value(table, whole, crops)
+            full, ok = value(table, whole, crops)
             boxed, has_box = _field(table, "letterbox", part)
             cut, has_cut = _field(table, "crop", part)
             used = np.where(has_box, boxed, full)
@@ -192,8 +192,8 @@ def _crops_used(table: pa.Table, cfg: CurationConfig) -> np.ndarray:
 
 def _tiers(table: pa.Table, verdict: np.ndarray, cfg: CurationConfig) -> pa.Array:
     """``strict`` where SyncNet is sure and nearly nothing was corrected, ``standard`` otherwise; null if not kept."""
-    conf, ok = _value(table, "sync_c", np.zeros(table.num_rows, bool))
-    offset, measured = _value(table, "av_offset_frames", np.zeros(table.num_rows, bool))
+    conf, ok = value(table, "sync_c", np.zeros(table.num_rows, bool))
+    offset, measured = value(table, "av_offset_frames", np.zeros(table.num_rows, bool))
     d = cfg.decide
     strict = ok & measured & (conf >= d.sync_strict_conf) & (np.abs(offset) <= d.sync_strict_offset)
     return pa.array(np.where(strict, *TIERS).astype(object), pa.string(), mask=verdict != "keep")

@@ -1,0 +1,98 @@
+"""Charts of the report: a histogram with threshold lines, and what another threshold would keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from markupsafe import Markup
+
+from curation.config import CurationConfig
+from curation.decide import judge, value
+from curation.rules import Rule
+
+_BINS = 32
+_W, _H, _BASE = 320, 92, 74
+_STEPS = (0.5, 0.75, 0.9, 1.1, 1.25, 1.5)
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Rows of one rule: (other limit, change in clips, change in hours, both as text)."""
+
+    name: str
+    now: str
+    rows: list[dict[str, str]]
+
+
+def histogram(values: np.ndarray, lines: list[tuple[float, str]]) -> Markup:
+    """Inline SVG of a score; the rejected side of each threshold is coloured."""
+    low, high = (float(v) for v in np.quantile(values, [0.005, 0.995]))
+    marks = [abs(m) for m, _ in lines]
+    low, high = min(low, *marks), max(high, *marks)
+    pad = 0.04 * (high - low) or 0.5
+    low, high = low - pad, high + pad
+    counts, edges = np.histogram(np.clip(values, low, high), _BINS, (low, high))
+    middle = (edges[1:] + edges[:-1]) / 2
+    bad = np.zeros(_BINS, bool)
+    for limit, op in lines:
+        bad |= middle < limit if op == ">=" else np.abs(middle) > limit if op == "abs<=" else middle > limit
+    step, tallest = _W / _BINS, max(1, int(counts.max()))
+    bars = "".join(
+        f'<rect x="{i * step + 1:.1f}" y="{_BASE - 66 * c / tallest:.1f}" width="{step - 2:.1f}" '
+        f'height="{66 * c / tallest:.1f}" rx="1.5" class="{"out" if b else "in"}"><title>{edges[i]:.3g} – '
+        f"{edges[i + 1]:.3g}: {c} clips</title></rect>"
+        for i, (c, b) in enumerate(zip(counts.tolist(), bad.tolist(), strict=True))
+        if c
+    )
+    rules = ""
+    for limit, op in lines:
+        for mark in (limit, -limit) if op == "abs<=" else (limit,):
+            if low <= mark <= high:
+                x = (mark - low) / (high - low) * _W
+                rules += f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{_BASE}" class="limit"/>'
+                left = x > _W - 44
+                anchor = "end" if left else "start"
+                at = x - 3 if left else x + 3
+                rules += f'<text x="{at:.1f}" y="9" class="mark" text-anchor="{anchor}">{mark:g}</text>'
+    ends = (
+        f'<text x="0" y="{_H - 5}" class="tick">{low + pad:.3g}</text>'
+        f'<text x="{_W}" y="{_H - 5}" class="tick" text-anchor="end">{high - pad:.3g}</text>'
+    )
+    axis = f'<line x1="0" x2="{_W}" y1="{_BASE}" y2="{_BASE}" class="axis"/>'
+    return Markup(f'<svg viewBox="0 0 {_W} {_H}" role="img">{bars}{axis}{rules}{ends}</svg>')
+
+
+def what_if(rule: Rule, clips: pa.Table, cfg: CurationConfig, keep: np.ndarray, hours: np.ndarray) -> WhatIf:
+    """Clips and hours won or lost with other limits of one rule, all other rules as they are."""
+    none = np.zeros(clips.num_rows, bool)
+    values, valid = value(clips, rule.column, none)
+    now = np.zeros(clips.num_rows, bool)
+    now[judge(rule, values, valid)[0]] = True
+    only = _only_this(rule, clips)
+    rows: list[dict[str, str]] = []
+    for factor in _STEPS:
+        limit = rule.limit * factor if abs(rule.limit) > 1e-9 else factor - 1.0
+        limit = float(round(limit)) if float(rule.limit).is_integer() and abs(rule.limit) >= 2 else float(f"{limit:.3g}")
+        if limit == rule.limit or any(r["limit"] == f"{limit:g}" for r in rows):
+            continue
+        then = np.zeros(clips.num_rows, bool)
+        then[judge(replace(rule, limit=limit, null=None, sentence=""), values, valid)[0]] = True
+        lost, won = keep & then, only & now & ~then
+        if lost.any() or won.any():
+            change, clips_change = float(hours[won].sum() - hours[lost].sum()), int(won.sum()) - int(lost.sum())
+            rows.append({"limit": f"{limit:g}", "clips": f"{clips_change:+,}", "hours": _signed(change),
+                         "kind": "keep" if change > 0 else "reject"})  # fmt: skip
+    return WhatIf(rule.column.replace("_", " "), f"{rule.limit:g}", rows)
+
+
+def _only_this(rule: Rule, clips: pa.Table) -> np.ndarray:
+    """Clips whose single reason is this rule."""
+    return np.array([len(r or []) == 1 and r[0].startswith(f"{rule.code}:") for r in clips["reasons"].to_pylist()], bool)
+
+
+def _signed(hours: float) -> str:
+    size = abs(hours)
+    text = f"{size:,.1f} h" if size >= 1 else f"{size * 60:.1f} min" if size * 60 >= 1 else f"{size * 3600:.0f} s"
+    return ("+" if hours >= 0 else "−") + text
