@@ -65,7 +65,6 @@ class NegativeConfig:
     weight: float  # lambda of the negative term
     t_min: float  # negatives draw sigma in [t_min, t_max]: at sigma -> 1 x_t carries no identity of the sample …
     t_max: float  # … and the push would act on the whole condition
-    baseline_max: float  # b = clip(drift of the positives, 0, this); 0 = off
     path: float  # eta, weight of |u - u_ref|^2; needs the reference in memory
     strength: float  # `reflect`: s, follows the observed rate of negatives
     reference: Literal["cache", "model"]  # cached losses of the reference, or the reference in memory
@@ -94,8 +93,9 @@ class EMAConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When checkpoints are committed and which are kept."""
+    """What a run starts from, when checkpoints are committed and which are kept."""
 
+    init: str | None  # weights of a new run: a file, `weights:…`, or null for random ones
     every: int  # steps; the end of a stage is always committed and pinned
     keep_last: int  # committed checkpoints beside the pinned ones
 

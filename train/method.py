@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from model import flow, phda
 from model.config import PhDAConfig
 from train import draws
-from train.batch import Inputs
 from train.config import TrainConfig
+from train.inputs import Inputs
 from train.log import Tally
 
 MicroStep = Callable[[], Tensor]

@@ -40,7 +40,9 @@ def plan(cfg: TrainConfig) -> list[Stage]:
         if any(stage.name == other.name for other in stages):
             raise ConfigError(f"two stages are called '{stage.name}'; give each its own name.")
         if (stage.kind == "negatives") != (stage.steps == 0):
-            raise ConfigError(f"stage '{stage.name}' is {stage.kind} with {stage.steps} steps; sft and ndpo need steps.")
+            raise ConfigError(
+                f"stage '{stage.name}' is {stage.kind} with {stage.steps} steps; sft and ndpo need steps."
+            )
         source = None
         if stage.kind == "negatives":
             gathered.append(stage.name)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from configs.errors import EchoForgeError
 from model import flow
-from train import batch as batches
 from train import draws
-from train.batch import Inputs
-from train.loader import Batch
+from train import inputs as batches
+from train.assembly import Batch
+from train.inputs import Inputs
 from train.log import sigma_bins
 from train.method import Context, MicroStep, phda_draws, predict, squared_error
 

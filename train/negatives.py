@@ -1,0 +1,183 @@
+"""The negatives of a stage: which generated samples count, under which conditions, and what the reference lost on them.
+
+A negative is learnt from under the conditions that it was generated with: the stored sample's tensors (and another
+sample's sound where ``audio_source`` names one), the recorded task, nothing dropped, and never the text of the issue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from configs.dataset_schema import NEGATIVES, REVIEWS, SPLITS
+from configs.errors import EchoForgeError
+from train.config import LoaderConfig
+from train.index import SampleIndex, open_index
+
+FOLDER = "negatives"
+SAMPLES_FILE = "samples.parquet"
+CACHE_FOLDER = "ref_cache"
+
+
+@dataclass(frozen=True)
+class Negative:
+    """One generated sample that was judged bad. ``frames`` is the half-open range of bad video frames, None = all."""
+
+    negative_id: str
+    sample_id: str
+    audio_source: str
+    task: str
+    issue: str
+    latents: Path
+    frames: tuple[int, int] | None
+
+
+def folder(run: Path, stage: str) -> Path:
+    """Where the negatives of a stage lie."""
+    return run / FOLDER / stage
+
+
+def gathered(run: Path, stage: str) -> bool:
+    """Are the samples of a `negatives` stage there? (The table appears whole, as the last file.)"""
+    return (folder(run, stage) / SAMPLES_FILE).is_file()
+
+
+def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) -> list[Negative]:
+    """The negatives of a stage, in the order of their ids.
+
+    A reviewed sample is negative when more of its reviewers say `negative` than `fine` (`skip` counts for neither). One
+    that nobody reviewed is negative when it has a flag and ``accept_flags`` holds.
+
+    Raises:
+        EchoForgeError: a table is damaged, or no negative is left.
+    """
+    where = folder(run, stage)
+    rows = _table(where / SAMPLES_FILE, NEGATIVES).to_pylist()
+    reviews = _latest_reviews(where)
+    found: list[Negative] = []
+    for row in rows:
+        verdict = _judge(row, reviews.get(row["negative_id"], []), accept_flags)
+        if verdict is not None and (not issues or verdict[0] in issues):
+            found.append(_negative(row, verdict, where))
+    if not found:
+        wanted = f" with issue {', '.join(issues)}" if issues else ""
+        raise EchoForgeError(
+            f"stage '{stage}' has {len(rows)} samples and no negative{wanted}; review them "
+            "(`negatives review`), or take the ndpo stage out."
+        )
+    return sorted(found, key=lambda n: n.negative_id)
+
+
+def _negative(row: dict[str, Any], verdict: tuple[str, tuple[int, int] | None], where: Path) -> Negative:
+    path = where / row["latents_path"]
+    if not path.resolve().is_relative_to(where.resolve()) or not path.is_file():
+        raise EchoForgeError(f"negative {row['negative_id']} has no latents at {row['latents_path']}; gather it again.")
+    source = row["audio_source"] or row["sample_id"]
+    return Negative(row["negative_id"], row["sample_id"], source, row["task"], verdict[0], path, verdict[1])
+
+
+def _judge(
+    row: dict[str, Any], reviews: list[dict[str, Any]], accept_flags: bool
+) -> tuple[str, tuple[int, int] | None] | None:
+    """(issue, frames) of a negative, or None."""
+    if reviews:
+        bad = [r for r in reviews if r["verdict"] == "negative"]
+        if len(bad) <= sum(r["verdict"] == "fine" for r in reviews):
+            return None
+        spans = [(r["frame_start"], r["frame_end"]) for r in bad]
+        whole = any(start is None or end is None for start, end in spans)
+        frames = None if whole else (min(s for s, _ in spans), max(e for _, e in spans))
+        return bad[0]["issue"] or "other", frames
+    flags = row["flags"] or []
+    if not flags or not accept_flags:
+        return None
+    return max(flags, key=lambda f: f["severity"] or 0.0)["issue"], None
+
+
+def _latest_reviews(where: Path) -> dict[str, list[dict[str, Any]]]:
+    """The newest row of each (sample, reviewer), by sample."""
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    for path in sorted((where / "reviews").glob("*.parquet")):
+        for row in _table(path, REVIEWS).to_pylist():
+            key = (row["negative_id"], row["reviewer"])
+            if key not in latest or row["time"] >= latest[key]["time"]:
+                latest[key] = row
+    result: dict[str, list[dict[str, Any]]] = {}
+    for (negative, _), row in sorted(latest.items()):
+        result.setdefault(negative, []).append(row)
+    return result
+
+
+def _table(path: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read().select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
+        raise EchoForgeError(f"the table {path.name} of {path.parent} cannot be read ({error}).") from error
+
+
+def condition_index(dataset: str | Path, loader: LoaderConfig, negatives: Sequence[Negative]) -> SampleIndex:
+    """An index with one row per negative (its id in ``sample_id``), so that the ordinary loader reads their conditions.
+
+    Raises:
+        EchoForgeError: a sample that a negative was generated from is no longer in the dataset.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    root = ""
+    for split in SPLITS:
+        try:
+            index = open_index(dataset, split=split, keep=loader.keep)
+        except EchoForgeError:
+            continue  # a split may be empty
+        rows |= {row["sample_id"]: row for row in index.table.to_pylist()}
+        root = index.root
+    picked = [_condition_row(negative, rows) for negative in negatives]
+    buckets = np.asarray([row["bucket"] for row in picked])
+    digest = hashlib.sha256("\n".join(n.negative_id for n in negatives).encode()).hexdigest()[:16]
+    members = {str(name): np.flatnonzero(buckets == name) for name in sorted(set(buckets))}
+    table = pa.Table.from_pylist(picked, schema=index.table.schema)
+    return SampleIndex(root, "negatives", digest, table, members)
+
+
+def _condition_row(negative: Negative, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    for sample in (negative.sample_id, negative.audio_source):
+        if sample not in rows:
+            raise EchoForgeError(
+                f"negative {negative.negative_id} was generated from sample {sample}, which the dataset no longer keeps."
+            )
+    row, sound = rows[negative.sample_id], rows[negative.audio_source]
+    tensors = [t for t in row["tensors"] if not t["name"].startswith("audio.")]
+    tensors += [t for t in sound["tensors"] if t["name"].startswith("audio.")]
+    return row | {"sample_id": negative.negative_id, "tensors": tensors, "audio": sound["audio"]}
+
+
+def latents(negative: Negative) -> Tensor:
+    """The sampled video [C, T, h, w] fp32, as the sampler left it.
+
+    Raises:
+        EchoForgeError: the file is damaged or holds no ``latents``.
+    """
+    try:
+        return load_file(negative.latents)["latents"].float()
+    except Exception as error:
+        raise EchoForgeError(f"latents of negative {negative.negative_id} cannot be read: {error}") from error
+
+
+def frame_mask(negative: Negative, latent_frames: int) -> Tensor:
+    """1 for the latent frames that the issue touches, fp32 [T]; latent j > 0 stands for video frames 4j−3 … 4j."""
+    mask = torch.ones(latent_frames)
+    if negative.frames is not None:
+        start, end = negative.frames
+        for j in range(latent_frames):
+            first, last = (0, 1) if j == 0 else (4 * j - 3, 4 * j + 1)
+            mask[j] = float(first < end and last > start)
+    return mask

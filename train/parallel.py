@@ -1,0 +1,154 @@
+"""Parallelism applied to the network from outside, in this order: checkpointing → compile per block → FSDP2.
+
+One process without torchrun is the plain path: nothing is wrapped. Under torchrun the same code shards over the ranks
+(HSDP when ``optim.shard`` is smaller than the world): fp32 parameters, bf16 by autocast, fp32 gradient reduction.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from configs.errors import ConfigError, EchoForgeError
+from train.config import OptimConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is. ``mesh`` is None in the plain single-process path."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh | None
+
+    @property
+    def main(self) -> bool:
+        """Does this rank write files and print?"""
+        return self.rank == 0
+
+
+def start(cfg: OptimConfig, device: str | None = None) -> World:
+    """Join the process group when torchrun started us, choose the device, set the CPU threads.
+
+    Raises:
+        ConfigError: ``optim.shard`` does not divide the number of ranks.
+    """
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if "RANK" not in os.environ:
+        return World(0, 1, torch.device(kind), None)
+    if kind == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if not dist.is_initialized():
+        dist.init_process_group("cuda:nccl,cpu:gloo" if kind == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    size = dist.get_world_size()
+    shard = cfg.shard or size
+    if size % shard:
+        raise ConfigError(
+            f"optim.shard is {shard}, which does not divide the {size} ranks; use a divisor, or 0 for all."
+        )
+    mesh = init_device_mesh(kind, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
+    where = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+    return World(dist.get_rank(), size, where, mesh)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def apply(network: nn.Module, cfg: OptimConfig, world: World) -> None:
+    """Prepare ``network`` (with its ``blocks``) in place; parameter names stay as they are."""
+    blocks: Any = network.blocks
+    for block in blocks:
+        if cfg.activation_checkpoint != "none":
+            block.forward = _checkpointed(block.forward, cfg.activation_checkpoint == "selective")
+        if cfg.compile:
+            block.compile(fullgraph=True)
+    if world.mesh is None:
+        return
+    mesh = world.mesh["shard"] if world.mesh.size(0) == 1 else world.mesh
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def sync_gradients(network: nn.Module, on: bool) -> None:
+    """Reduce gradients after the next backward, or only accumulate them on this rank."""
+    if isinstance(network, FSDPModule):
+        network.set_requires_gradient_sync(on)
+
+
+def on_main(action: Callable[[], T], what: str) -> T | None:
+    """Run ``action`` on rank 0 alone, and let every rank learn of its failure, so that nobody waits for a dead peer.
+
+    Returns its result on rank 0, None elsewhere.
+
+    Raises:
+        EchoForgeError: it failed on rank 0.
+    """
+    result, failure = None, [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            result = action()
+        except Exception as error:
+            if not dist.is_initialized():
+                raise
+            failure = [f"{type(error).__name__}: {error}"]  # type: ignore[list-item]
+    if dist.is_initialized():
+        dist.broadcast_object_list(failure, src=0)
+        if failure[0] is not None:
+            raise EchoForgeError(f"{what} failed on rank 0: {failure[0]}")
+    return result
+
+
+def mean(value: float) -> float:
+    """Mean of one number over the ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return float(sum(values) / len(values))
+
+
+_ATTENTION = (
+    "_scaled_dot_product_cudnn_attention",  # the default on Hopper since torch 2.11
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_flash_attention_forward",
+)
+
+
+def saved_operators() -> set[Any]:
+    """The attention forwards whose outputs selective checkpointing keeps: 3/4 of the FLOPs, a small part of the memory."""
+    return {getattr(torch.ops.aten, name).default for name in _ATTENTION if hasattr(torch.ops.aten, name)}
+
+
+def _checkpointed(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
+    if not selective:
+        return lambda *a, **k: checkpoint(forward, *a, use_reentrant=False, **k)
+    saved = saved_operators()
+
+    def policy(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def contexts() -> Any:
+        return create_selective_checkpoint_contexts(policy)
+
+    return lambda *a, **k: checkpoint(forward, *a, use_reentrant=False, context_fn=contexts, **k)

@@ -1,0 +1,387 @@
+"""A run: build, resume, go through the stages, commit, and stop where somebody else has to work.
+
+    outcome = train(dataset, out, config.model, config.train)
+
+`needs_negatives` means that a `negatives` stage was reached: its checkpoint is pinned, and the samples that it makes
+are to be gathered into RUN/negatives/<stage>/ (`train/` generates nothing). Calling again continues.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from configs import strict
+from configs.errors import EchoForgeError
+from configs.weights import locate
+from model import attention
+from model.checkpoint import load_into, load_weights
+from model.config import ModelConfig
+from model.transformer import EchoMimicTransformer
+from train import checkpoint, draws, inputs, negatives, parallel, reference, stages
+from train.checkpoint import Progress, State
+from train.config import TrainConfig
+from train.ema import EMA
+from train.loader import Loader
+from train.log import Log, Tally
+from train.loop import Loop, StepReport
+from train.method import Context, Method
+from train.objectives import ndpo
+from train.objectives.sft import SFT
+from train.stages import Stage
+from train.validation import Validation
+
+Status = Literal["finished", "needs_negatives", "paused"]
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """Why :func:`train` returned: at the end, at a `negatives` stage, or because it was asked to stop."""
+
+    status: Status
+    step: int
+    stage: str | None
+    checkpoint: Path
+
+
+def train(
+    dataset: str | Path,
+    out: Path,
+    model_cfg: ModelConfig,
+    cfg: TrainConfig,
+    *,
+    seed: int = 0,
+    resume: bool = True,
+    max_steps: int | None = None,
+    accept_flags: bool = True,
+    say: Callable[[str], None] | None = print,
+    device: str | None = None,
+) -> TrainOutcome:
+    """Train through the stages, from the last committed checkpoint on.
+
+    Args:
+        resume: continue a run in ``out``; otherwise ``out`` must hold none.
+        max_steps: commit and return when the run has done so many steps in all.
+        accept_flags: a flagged negative counts although nobody reviewed it.
+        say: takes a line of progress now and then.
+
+    Raises:
+        EchoForgeError: the dataset does not serve the configuration, the run in ``out`` is another one, training diverged.
+    """
+    with ExitStack() as stack:
+        world = parallel.start(cfg.optim, device)
+        stack.callback(parallel.stop)
+        run = stack.enter_context(_Run(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world))
+        return run.go(max_steps)
+
+
+class _Run:
+    """The parts of a run and the walk through its stages."""
+
+    def __init__(
+        self,
+        dataset: str | Path,
+        out: Path,
+        model_cfg: ModelConfig,
+        cfg: TrainConfig,
+        seed: int,
+        resume: bool,
+        accept_flags: bool,
+        say: Callable[[str], None] | None,
+        world: parallel.World,
+    ) -> None:
+        self.dataset, self.out, self.cfg, self.seed, self.world = dataset, out, cfg, seed, world
+        self.model_cfg, self.accept_flags = model_cfg, accept_flags
+        self.stages = stages.plan(cfg)
+        out.mkdir(parents=True, exist_ok=True)
+        parallel.on_main(lambda: checkpoint.clean(out), "cleaning up after an interrupted checkpoint")
+        found = checkpoint.latest(out)
+        if found is not None and not resume:
+            raise EchoForgeError(f"{out} already holds a run; continue it, or name another folder.")
+        self.log = Log(out if world.main else None, say)
+        self.loader = self._loader()
+        network = _build(model_cfg, cfg, seed, found is None)
+        parallel.apply(network, cfg.optim, world)
+        network.to(world.device)
+        self.state = State(network, _optimizer(network, cfg), EMA(network, cfg.ema), Progress())
+        _seed_adam(self.state)
+        self.about = self._about()
+        if found is not None:
+            self._check_same_run(found)
+            checkpoint.load(found, self.state)
+        self.log.rewind(self.state.progress.step)
+        self.tally = Tally()
+        self.context = Context(
+            network, model_cfg.phda, cfg, seed, world.device, inputs.read_prompts(dataset),
+            model_cfg.transformer.text_len, model_cfg.transformer.variant != "base", cfg.loader.global_batch, self.tally,
+        )  # fmt: skip
+        self.validation = self._validation()
+        self._stop = threading.Event()
+        self._base_loss: float | None = None
+
+    def __enter__(self) -> _Run:
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._old)
+        self.loader.close()
+
+    # ---- the walk -------------------------------------------------------------------------------------------------
+
+    def go(self, max_steps: int | None) -> TrainOutcome:
+        """Every stage that is left."""
+        progress = self.state.progress
+        if progress.step == 0:
+            self._validate("start")
+        for stage in self.stages[progress.stage :]:
+            if progress.stage != stage.index:
+                progress.stage, progress.method = stage.index, {}
+            if stage.cfg.kind == "negatives":
+                if not negatives.gathered(self.out, stage.name):
+                    return self._outcome("needs_negatives", stage, self._pinned(stage))
+                continue
+            if not self._walk(stage, max_steps):
+                return self._outcome("paused", stage, self._commit(None))
+        return self._outcome("finished", None, checkpoint.latest(self.out) or self._commit("end"))
+
+    def _walk(self, stage: Stage, max_steps: int | None) -> bool:
+        """Do one stage; False when the run is to pause before its end."""
+        progress = self.state.progress
+        if progress.step >= stage.last:
+            return True
+        self.loader.seek(self.loader.order.position_of(progress.step))
+        until = stage.last if max_steps is None else min(stage.last, max_steps)
+        self._base_loss = None
+        with self._method(stage) as method:
+            if stage.cfg.kind == "ndpo" and self.validation is not None:
+                self._base_loss = self.validation.losses()["loss"]
+            loop = Loop(self.state, self.cfg.optim, [partial(self._report, until)])
+            try:
+                reason = loop.run(stage, method)
+            except _Pause:
+                return False
+        if reason is not None:
+            self.log.say(f"stage '{stage.name}' ends early at step {progress.step}: {reason}")
+            self.log.write("early_end", progress.step, {"stage": stage.name, "reason": reason})
+            progress.step = stage.last
+        progress.stage, progress.method = stage.index + 1, {}
+        self._validate(stage.name)
+        self._commit(stage.name)
+        return True
+
+    def _report(self, until: int, stage: Stage, report: StepReport) -> None:
+        """After a step: log, validate, commit; stop where asked."""
+        step = report.step + 1
+        if step % self.cfg.log.every == 0 or step == stage.last:
+            values = {name: parallel.mean(value) for name, value in self.tally.means().items()}
+            timing = {
+                "lr": report.lr,
+                "grad_norm": report.grad_norm,
+                "seconds": report.seconds,
+                "waited": report.waited,
+            }
+            self.log.write("step", step, {"stage": stage.name, "taken": report.taken} | values | timing)
+            rate = 1.0 / max(report.seconds, 1e-9)
+            self.log.progress(step, stage.last, stage.name, values.get("loss", float("nan")), rate)
+        every = self.cfg.log.validate_every
+        if every and step % every == 0 and step < stage.last:
+            self._validate(stage.name)
+        if step < stage.last and (step >= until or self._stop.is_set()):
+            raise _Pause
+        if self.cfg.checkpoint.every and step % self.cfg.checkpoint.every == 0 and step < stage.last:
+            self._commit(None)
+
+    def _validate(self, stage: str) -> None:
+        if self.validation is None:
+            return
+        losses = self.validation.losses()
+        with self.state.ema.swapped():
+            averaged = self.validation.losses()["loss"]
+        step = self.state.progress.step
+        self.log.write("validation", step, {"stage": stage, **losses, "loss_ema": averaged})
+        self.log.say(f"held-out loss {losses['loss']:.4f} (average of weights: {averaged:.4f}) at step {step}")
+        limit = self.cfg.objective.negative.ratio_stop
+        if self._base_loss is not None and limit and losses["loss"] > limit * self._base_loss:
+            raise EchoForgeError(
+                f"stage '{stage}' raised the held-out loss from {self._base_loss:.4f} to {losses['loss']:.4f}, more than "
+                f"objective.negative.ratio_stop allows; lower its lr or objective.negative.weight and run it again."
+            )
+
+    # ---- objectives -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _method(self, stage: Stage) -> Iterator[Method]:
+        positives = SFT(self.context, self.loader)
+        if stage.cfg.kind == "sft":
+            yield positives
+            return
+        assert stage.source is not None
+        chosen = negatives.read(self.out, stage.source, stage.cfg.issues, accept_flags=self.accept_flags)
+        index = negatives.condition_index(self.dataset, self.cfg.loader, chosen)
+        by_id = {n.negative_id: n for n in chosen}
+        tasks = sorted({n.task for n in chosen})
+        source = partial(Loader, self.dataset, self.cfg.loader, seed=self.seed, tasks=tasks, index=index)
+        cache, network = self._reference(stage, source, by_id)
+        size = self.cfg.objective.negative.batch_size
+        with source(global_batch=size, rank=self.world.rank, world=self.world.size) as stream:
+            stream.seek(stream.order.position_of(self.state.progress.step - stage.first))
+            yield ndpo.NDPO(
+                self.context, positives, stream, chosen, cache=cache, network=network, state=self.state.progress.method
+            )
+
+    def _reference(
+        self, stage: Stage, source: Callable[..., Loader], by_id: dict[str, negatives.Negative]
+    ) -> tuple[reference.Cache | None, torch.nn.Module | None]:
+        """The checkpoint that made the negatives: its losses at fixed draws, or the network itself."""
+        cfg = self.cfg.objective.negative
+        origin = next(s for s in self.stages if s.name == stage.source)
+        path = self._pinned(origin)
+        kind = origin.cfg.weights
+
+        def network() -> torch.nn.Module:
+            built = EchoMimicTransformer(self.model_cfg.transformer)
+            load_into(built, load_weights(path / f"{kind}.safetensors"), source=str(path))
+            return ndpo.frozen_copy(built.to(self.world.device))
+
+        if cfg.reference == "model":
+            return None, network()
+        key = strict.digest([checkpoint.digest(path, kind), cfg.draws, cfg.t_min, cfg.t_max, self.cfg.objective.shift,
+                             sorted(by_id)])  # fmt: skip
+        table = negatives.folder(self.out, str(stage.source)) / negatives.CACHE_FOLDER / f"{key}.parquet"
+
+        def compute() -> None:
+            if not table.is_file():
+                with source(global_batch=1, once=True) as once:
+                    ndpo.cache_losses(table, self.context, once, by_id, network())
+
+        parallel.on_main(compute, "computing the reference's losses")
+        return reference.read(table), None
+
+    # ---- parts ----------------------------------------------------------------------------------------------------
+
+    def _loader(self) -> Loader:
+        cfg = self.cfg
+
+        def task_of(step: int, place: int) -> str:
+            stage = next((s for s in self.stages if s.first <= step < s.last), self.stages[-1])
+            return draws.choice(stages.mix_of(stage.cfg, cfg.tasks), self.seed, step, place, "task")
+
+        mixes = [stages.mix_of(s.cfg, cfg.tasks) for s in self.stages if s.cfg.kind != "negatives"]
+        tasks = sorted({task for mix in mixes for task, weight in mix.items() if weight > 0})
+        return Loader(
+            self.dataset, cfg.loader, seed=self.seed, tasks=tasks, task_of=task_of,
+            rank=self.world.rank, world=self.world.size,
+        )  # fmt: skip
+
+    def _validation(self) -> Validation | None:
+        if not self.cfg.log.validation_samples:
+            return None
+        mix = self.cfg.tasks.mix
+        task = max(sorted(mix), key=lambda name: mix[name])
+        return Validation(
+            self.dataset, self.cfg.loader, self.context, task=task, rank=self.world.rank, world=self.world.size
+        )
+
+    def _pinned(self, stage: Stage) -> Path:
+        """The pinned checkpoint that stands before ``stage``; committed now when it is not there."""
+        for path in reversed(checkpoint.committed(self.out)):
+            if checkpoint.is_pinned(path) and path.name == f"step-{stage.first:06d}":
+                return path
+        return self._commit(stage.name)
+
+    def _commit(self, pin: str | None) -> Path:
+        return checkpoint.save(self.out, self.state, self.about, keep_last=self.cfg.checkpoint.keep_last, pin=pin)
+
+    def _outcome(self, status: Status, stage: Stage | None, path: Path) -> TrainOutcome:
+        return TrainOutcome(status, self.state.progress.step, stage.name if stage else None, path)
+
+    def _about(self) -> dict[str, Any]:
+        """What every checkpoint says of the run that made it."""
+        return {
+            "model": strict.to_dict(self.model_cfg),
+            "train": strict.to_dict(self.cfg),
+            "seed": self.seed,
+            "dataset": str(self.dataset),
+            "dataset_digest": self.loader.index.digest,
+            "revision": _revision(),
+            "torch": torch.__version__,
+            "world_size": self.world.size,
+            "device": str(self.world.device),
+        }
+
+    def _check_same_run(self, path: Path) -> None:
+        before = checkpoint.read_about(path)
+        for key, now in (
+            ("model.transformer", strict.to_dict(self.model_cfg.transformer)),
+            ("seed", self.seed),
+            ("dataset_digest", self.loader.index.digest),
+        ):
+            value: Any = before
+            for part in key.split("."):
+                value = value[part]
+            if value != now:
+                raise EchoForgeError(
+                    f"the run in {self.out} cannot continue: its {key} is another one ({str(value)[:60]}); "
+                    "restore it, or start a new run in another folder."
+                )
+
+
+class _Pause(Exception):
+    """Raised inside a step's report to leave the loop; the state is whole."""
+
+
+def _build(model_cfg: ModelConfig, cfg: TrainConfig, seed: int, new: bool) -> EchoMimicTransformer:
+    """The network with fp32 weights: from ``checkpoint.init``, or random by ``seed``."""
+    attention.use_kernel("auto")
+    with torch.device("meta"):
+        network = EchoMimicTransformer(model_cfg.transformer)
+    network.to(torch.float32).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.init_weights()
+    if new and cfg.checkpoint.init is not None:
+        path = locate("the weights to start from (checkpoint.init)", cfg.checkpoint.init)
+        load_into(network, load_weights(path), source=str(path))
+    return network
+
+
+def _optimizer(network: torch.nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": cfg.optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, eps=cfg.optim.eps)
+
+
+def _seed_adam(state: State) -> None:
+    """Zero moments before the first step, so that a checkpoint always has the same names."""
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            state.optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+
+def _revision() -> str:
+    """The git revision of this code, or 'unknown' outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
