@@ -49,8 +49,8 @@ def _encoders(encoders: dict[str, dict[str, str]]) -> str:
 
 def _reading() -> str:
     return (
-        "## Reading\n\nEvery tar is a plain WebDataset: `<sample_id>.safetensors .json .txt .jpg .flac` (and `.mp4` when "
-        "asked for). `index.parquet` has one row per sample with the place, type, shape and sha256 of every tensor. "
+        "## Reading\n\nEvery tar is a plain WebDataset: `<sample_id>.safetensors .json .txt .jpg .flac` (and `.mp4` "
+        "when asked for). `index.parquet` has one row per sample with the place, type, shape and sha256 of every tensor. "
         "There is no pickle anywhere. Splits are by source video, and by speaker where known."
     )
 

@@ -101,9 +101,9 @@ def encode_group(
         if batch:
             videos = torch.stack([_to_video(clip.frames) for _, clip in batch]).to(cfg.device)
             pictures = _encode_pictures([s for s, _ in batch], videos, encoders, cfg)
-            for (sample, clip), tensors in zip(batch, pictures, strict=True):
+            for (sample, clip), seen in zip(batch, pictures, strict=True):
                 grid, others = _encode_rest(sample, clip, encoders, cfg, context_frames)
-                tensors |= others
+                tensors = seen | others
                 row = _index_row(sample, grid, tensors)
                 written.append(ShardSample(sample["sample_id"], tensors, _files(sample, clip, row, encoders, cfg)))
                 rows.append(row)
@@ -134,7 +134,6 @@ def _encode_pictures(
     samples: Sequence[dict[str, Any]], videos: Tensor, encoders: Encoders, cfg: EncodeConfig
 ) -> list[dict[str, Tensor]]:
     """Latents, conditions and image tokens of a batch [B, 3, F, H, W]."""
-    _, _, frames, height, width = videos.shape
     latents = _half(encoders.codec.encode(videos))
     image = _half(encoders.image.encode(videos[:, :, 0]))
     result = [{"latents": latents[k], "image": image[k]} for k in range(len(samples))]

@@ -61,8 +61,8 @@ class ShardSummary:
     def __str__(self) -> str:
         splits = ", ".join(f"{count} {name}" for name, count in self.by_split.items())
         lines = [
-            f"{self.dataset}: {self.samples} samples ({self.hours:.2f} h) in {self.tars} tars, {self.bytes / 1e6:.1f} MB;"
-            f" {self.encoded_now} tars made now.",
+            f"{self.dataset}: {self.samples} samples ({self.hours:.2f} h) in {self.tars} tars, "
+            f"{self.bytes / 1e6:.1f} MB; {self.encoded_now} tars made now.",
             f"splits: {splits}",
             "buckets: " + ", ".join(f"{name} {count}" for name, count in self.by_bucket.items()),
         ]

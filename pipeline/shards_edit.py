@@ -25,7 +25,8 @@ from pipeline.shard import BUDGET_PER_SAMPLE_S, Settings, join_fields, read_plan
 from pipeline.shards_stats import read_index
 from pipeline.tar_writer import ShardSample, write_tar
 
-TASK_OF: dict[str, Literal["lip_sync", "avatar_sync", "i2v", "flf2v"]] = {
+Task = Literal["i2v", "flf2v", "lip_sync", "avatar_sync"]
+TASK_OF: dict[str, Task] = {
     "cond_lip": "lip_sync",
     "cond_avatar": "avatar_sync",
     "cond_i2v": "i2v",
@@ -89,7 +90,9 @@ def add(
     index, plans = read_index(dataset), read_plans(dataset)
     if not plans:
         raise EchoForgeError(f"'{dataset}' has no plan: it was merged or split; add the field before that.")
-    tasks = ("i2v", TASK_OF[field]) if field == "cond_flf2v_last" else (TASK_OF[field],) if field in TASK_OF else ()
+    tasks: tuple[Task, ...] = (
+        ("i2v", TASK_OF[field]) if field == "cond_flf2v_last" else (TASK_OF[field],) if field in TASK_OF else ()
+    )
     cfg = replace(config.pipeline.encode, tasks=tasks, mp4=False)
     have = set(index["sample_id"].to_pylist())
     units = _field_units(plans, have, field)
@@ -147,7 +150,8 @@ def merge(datasets: Sequence[str], out: str) -> int:
         for row in read_index(dataset).to_pylist():
             if splits.setdefault(row["video_id"], row["split"]) != row["split"]:
                 raise EchoForgeError(
-                    f"video {row['video_id']} is in split {splits[row['video_id']]} and, in '{dataset}', in {row['split']}."
+                    f"video {row['video_id']} is in split {splits[row['video_id']]}, "
+                    f"but in '{dataset}' in {row['split']}."
                 )
             if row["sample_id"] in rows:
                 continue

@@ -63,7 +63,7 @@ class VerifyReport:
 
 
 def verify(dataset: str) -> VerifyReport:
-    """Compare every tar with the index: members, digests, shapes, finite values, JSON and text, the sample in one split.
+    """Compare every tar with the index: members, digests, shapes, finite values, JSON and text, splits.
 
     Raises:
         EchoForgeError: there is no index.
@@ -151,7 +151,7 @@ def _shapes(expected: dict[str, Any]) -> Iterator[str]:
     for name, shape in want.items():
         item = expected["tensors"].get(name)
         if item is not None and tuple(item["shape"][1:]) != shape:
-            yield f"tensor '{name}' is {item['shape']}, its bucket {row['bucket']} wants [16, {', '.join(map(str, shape))}]"
+            yield f"tensor '{name}' is {item['shape']}, but its bucket {row['bucket']} wants {[16, *shape]}"
 
 
 def _finite(stream: IO[bytes], item: dict[str, Any]) -> bool:

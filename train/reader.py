@@ -19,9 +19,6 @@ import torch
 
 from train.index import BadSample, TensorRef
 
-CHUNK = 1 << 20
-"""Bytes read at once from a local file. A store is asked for the whole tensor in one request."""
-
 
 class Source(Protocol):
     """Reads a byte range of a file into memory; safe to call from many threads."""
@@ -145,19 +142,14 @@ def read_tensor(source: Source, root: str, ref: TensorRef, out: torch.Tensor, *,
     where = f", tensor '{ref.name}' ({ref.tar} at byte {ref.offset})"
     if out.dtype != ref.dtype or tuple(out.shape) != ref.shape:
         raise BadSample(sample, f"{where}: {list(ref.shape)} {ref.dtype} do not fit {list(out.shape)} {out.dtype}.")
-    view, seen = raw_bytes(out), hashlib.sha256()
+    view = raw_bytes(out)
     try:
-        step = CHUNK if isinstance(source, LocalSource) else max(len(view), 1)
-        for start in range(0, len(view), step):  # hashed while it is still in the processor's cache
-            part = view[start : start + step]
-            source.read_into(f"{root}/{ref.tar}", ref.offset + start, part)
-            if digest:
-                seen.update(part)
+        source.read_into(f"{root}/{ref.tar}", ref.offset, view)
     except FileNotFoundError as error:
         raise BadSample(sample, f"{where}: there is no such file.") from error
     except OSError as error:
         raise BadSample(sample, f"{where}: {error.strerror or error}.") from error
-    if digest and seen.hexdigest()[:16] != ref.sha256:
+    if digest and hashlib.sha256(view).hexdigest()[:16] != ref.sha256:
         raise BadSample(sample, f"{where}: the bytes are not those that were written (sha256 differs).")
 
 

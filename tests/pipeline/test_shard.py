@@ -217,7 +217,7 @@ def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     dataset = world / "dataset"
     table = pq.read_table(dataset / INDEX_FILE)
     ids, tars = set(table["sample_id"].to_pylist()), sorted(dataset.rglob("*.tar"))
-    names = [name for tar in tars for name in tarfile.open(tar).getnames()]
+    names = [name for tar in tars for name in tarfile.open(tar).getnames()]  # noqa: SIM115
     assert {name.split(".")[0] for name in names} == ids
     assert [n.split(".")[1] for n in names[:6]] == ["safetensors", "json", "txt", "jpg", "flac", "mp4"]
 

@@ -1,4 +1,4 @@
-"""Hostile tars are refused without executing anything; verify names what is wrong; add, merge, split encode nothing twice."""
+"""Hostile tars are refused and nothing in them runs; verify names what is wrong; merge and split copy bytes."""
 
 from __future__ import annotations
 
