@@ -49,7 +49,8 @@ def _encoders(encoders: dict[str, dict[str, str]]) -> str:
 
 def _reading() -> str:
     return (
-        "## Reading\n\nEvery tar is a plain WebDataset: `<sample_id>.safetensors .json .txt .jpg .flac` (and `.mp4` "
+        "## Reading\n\n"
+        "Every tar is a plain WebDataset: `<sample_id>.safetensors .json .txt .jpg .flac` (and `.mp4` "
         "when asked for). `index.parquet` has one row per sample with the place, type, shape and sha256 of every tensor. "
         "There is no pickle anywhere. Splits are by source video, and by speaker where known."
     )
@@ -63,7 +64,8 @@ def _storage(totals: dict[str, Any]) -> str:
     ]
     return (
         "## Bytes\n\n" + _table(("field", "MB", "kB per sample"), rows)
-        + f"\n\nAt this rate 1,500 h take {totals['terabytes_per_1500_hours']:.3f} TB. The I2V condition is stored without "
+        + f"\n\nAt this rate 1,500 h take {totals['terabytes_per_1500_hours']:.3f} TB. "
+        "The I2V condition is stored without "
         "its first latent (the codec is causal, so it is the video's), FLF2V as its last latent only, T2V not at all; "
         "text at its true length; masks as bits on the 16-pixel grid. Latents are bf16 as they are: their low bits are "
         "noise, and compressing them would cost the loader more than it saves."
