@@ -81,7 +81,7 @@ class VisionCaptioner:
             MissingWeights: no model is configured, or it is not on this machine.
         """
         if not cfg.model:
-            raise MissingWeights("captions.kind is vlm but captions.model names no model; give a local folder or hub id.")
+            raise MissingWeights("captions.kind is vlm but captions.model names none; give a local folder or hub id.")
         import torch
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -92,7 +92,7 @@ class VisionCaptioner:
             model: Any = AutoModelForImageTextToText.from_pretrained(cfg.model, dtype=dtype)
         except (OSError, ValueError) as error:
             raise MissingWeights(
-                f"the captioning model '{cfg.model}' could not be loaded ({error}); set captions.model to a local folder."
+                f"the captioning model '{cfg.model}' could not be loaded ({error}); set captions.model to its folder."
             ) from error
         self._model: Any = model.to(cfg.device).eval()
 
@@ -168,7 +168,11 @@ def _table(file: str, mtime: int, column: str) -> dict[str, str]:
     table = pyarrow.csv.read_csv(file) if file.endswith(".csv") else pq.read_table(file)
     if "file" not in table.column_names or column not in table.column_names:
         raise EchoForgeError(f"{file} needs the columns 'file' and '{column}' (captions.column).")
-    return {Path(str(f)).name: str(t) for f, t in zip(table["file"].to_pylist(), table[column].to_pylist(), strict=True) if t}
+    return {
+        Path(str(f)).name: str(t)
+        for f, t in zip(table["file"].to_pylist(), table[column].to_pylist(), strict=True)
+        if t
+    }
 
 
 def _caption(text: str, source: str, kind: str = "overall") -> Caption:

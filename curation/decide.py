@@ -16,7 +16,13 @@ import pyarrow.compute as pc
 from curation.config import CurationConfig
 from curation.rules import Rule, rules
 
-_FLAG_KINDS = {"subtitle": "a subtitle", "ticker": "a ticker", "watermark": "a watermark", "logo": "a logo", "scene": "text"}
+_FLAG_KINDS = {
+    "subtitle": "a subtitle",
+    "ticker": "a ticker",
+    "watermark": "a watermark",
+    "logo": "a logo",
+    "scene": "text",
+}
 TIERS = ("strict", "standard")
 
 
@@ -59,7 +65,9 @@ def decide_clips(table: pa.Table, cfg: CurationConfig) -> pa.Table:
     verdict[error] = "error"
     old = table["reasons"].combine_chunks().filter(pa.array(error)).to_pylist() if error.any() else []
     lists = _lists(rows, reasons, dict(zip(np.flatnonzero(error).tolist(), old, strict=True)))
-    return _with(table, {"verdict": pa.array(verdict, pa.string()), "reasons": lists, "tier": _tiers(table, verdict, cfg)})
+    return _with(
+        table, {"verdict": pa.array(verdict, pa.string()), "reasons": lists, "tier": _tiers(table, verdict, cfg)}
+    )
 
 
 def decide_videos(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> pa.Table:
@@ -72,7 +80,9 @@ def decide_videos(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> pa.
     for key, verdict, reason in zip(_keys(clips), verdicts, why, strict=True):
         known.setdefault(key, {}).setdefault(verdict, []).extend(reason or [])
     out_verdict, out_reasons = [], []
-    for key, verdict, old in zip(_keys(videos), videos["verdict"].to_pylist(), videos["reasons"].to_pylist(), strict=True):
+    for key, verdict, old in zip(
+        _keys(videos), videos["verdict"].to_pylist(), videos["reasons"].to_pylist(), strict=True
+    ):
         mine = known.get(key)
         if verdict == "error":
             out_verdict.append("error")
@@ -103,15 +113,36 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
         score = float(values[0]) if valid[0] else None
         limit = None if np.isinf(rule.limit) else rule.limit
         results.append(
-            RuleResult(rule.code, rule.column, score, rule.op, limit, not len(bad), rule.outcome,
-                       str(sentences[0]) if len(bad) else "")  # fmt: skip
+            RuleResult(
+                rule.code,
+                rule.column,
+                score,
+                rule.op,
+                limit,
+                not len(bad),
+                rule.outcome,
+                str(sentences[0]) if len(bad) else "",
+            )
         )
     found = {str(s[0]).split(":")[0]: str(s[0]) for bad, s in _text_reasons(one, cfg) if len(bad)}
     for kind, action in cfg.decide.text.items():
-        results.append(RuleResult(kind, "text_boxes", None, "action", action, kind not in found, "reject", found.get(kind, "")))
+        results.append(
+            RuleResult(kind, "text_boxes", None, "action", action, kind not in found, "reject", found.get(kind, ""))
+        )
     if cfg.dedup.enabled:
         copy = row.get("duplicate_of")
-        results.append(RuleResult("duplicate", "duplicate_of", copy, "is", None, not copy, "reject", f"duplicate: a copy of {copy}" if copy else ""))
+        results.append(
+            RuleResult(
+                "duplicate",
+                "duplicate_of",
+                copy,
+                "is",
+                None,
+                not copy,
+                "reject",
+                f"duplicate: a copy of {copy}" if copy else "",
+            )
+        )
     return results
 
 
@@ -167,7 +198,9 @@ def _text_rows(table: pa.Table, cfg: CurationConfig) -> dict[str, np.ndarray]:
     parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
     boxes = pc.list_flatten(column)
     kinds = pc.struct_field(boxes, "kind").to_numpy(zero_copy_only=False)
-    sure = pc.fill_null(pc.struct_field(boxes, "score"), 0.0).to_numpy(zero_copy_only=False) >= cfg.decide.text_min_score
+    sure = (
+        pc.fill_null(pc.struct_field(boxes, "score"), 0.0).to_numpy(zero_copy_only=False) >= cfg.decide.text_min_score
+    )
     return {kind: np.unique(parents[(kinds == kind) & sure]) for kind in cfg.decide.text}
 
 

@@ -1,4 +1,4 @@
-"""Quality of the picture from luma alone: sharpness of the face, light, motion, still and black stretches, blocks, bars.
+"""Quality of the picture from luma alone: sharpness of the face, light, motion, still and black stretches, bars.
 
 All measures are taken on what the pass already decoded; nothing is a network. Sharpness is how much detail there is
 per pixel of a face of fixed size (Crete et al. 2007: blur the picture again and see how much of its gradients that

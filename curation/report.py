@@ -30,6 +30,7 @@ _SHEET = 6  # borderline clips shown per rule
 _SHEETS = 10  # rules shown
 _THUMB = 168  # pixels
 _SHOWN_ERRORS = 60
+_SIGNS = {">=": "≥", "<=": "≤", "abs<=": "± ≤"}
 _LABELS = {"keep": "kept", "hold": "on hold", "reject": "rejected", "error": "unreadable"}
 
 
@@ -78,7 +79,9 @@ def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str
 
 def _read(folder: Path, schema: pa.Schema) -> pa.Table:
     if not folder.is_dir() or not any(folder.glob("*.parquet")):
-        raise EchoForgeError(f"{folder.parent} holds no catalog ({folder.name}/*.parquet is missing); run `curate` first.")
+        raise EchoForgeError(
+            f"{folder.parent} holds no catalog ({folder.name}/*.parquet is missing); run `curate` first."
+        )
     return ds.dataset(sorted(str(p) for p in folder.glob("*.parquet")), schema=schema, format="parquet").to_table()
 
 
@@ -100,8 +103,12 @@ def _tiles(videos: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[di
         chosen = verdicts == verdict
         share = chosen.mean() if len(chosen) else 0
         tiles.append(
-            {"label": _LABELS[verdict], "value": _span(float(hours[chosen].sum())),
-             "note": f"{int(chosen.sum()):,} clips · {share:.0%}", "kind": verdict}  # fmt: skip
+            {
+                "label": _LABELS[verdict],
+                "value": _span(float(hours[chosen].sum())),
+                "note": f"{int(chosen.sum()):,} clips · {share:.0%}",
+                "kind": verdict,
+            }
         )
     broken = sum(v == "error" for v in videos["verdict"].to_pylist())
     tiles.append({"label": "unreadable", "value": f"{broken:,}", "note": "videos", "kind": "error"})
@@ -127,12 +134,20 @@ def _funnel(codes: list[list[str]], verdicts: np.ndarray, hours: np.ndarray) -> 
     return steps
 
 
-def _step(name: str, alive: np.ndarray, hours: np.ndarray, total: float, kind: str, n: int, lost: float) -> dict[str, Any]:
+def _step(
+    name: str, alive: np.ndarray, hours: np.ndarray, total: float, kind: str, n: int, lost: float
+) -> dict[str, Any]:
     left = float(hours[alive].sum())
     return {
-        "name": name.replace("_", " "), "clips": int(alive.sum()), "hours": _span(left), "left": 100 * left / total,
-        "lost": 100 * lost / total, "lost_clips": n, "lost_hours": _span(lost), "kind": kind,
-    }  # fmt: skip
+        "name": name.replace("_", " "),
+        "clips": int(alive.sum()),
+        "hours": _span(left),
+        "left": 100 * left / total,
+        "lost": 100 * lost / total,
+        "lost_clips": n,
+        "lost_hours": _span(lost),
+        "kind": kind,
+    }
 
 
 def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
@@ -149,7 +164,7 @@ def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
 
 
 def _what_ifs(clips: pa.Table, cfg: CurationConfig) -> list[WhatIf]:
-    keep = decide_clips(clips, cfg)["verdict"].to_numpy(zero_copy_only=False) == "keep"
+    keep = np.isin(decide_clips(clips, cfg)["verdict"].to_numpy(zero_copy_only=False).astype(str), ("keep", "hold"))
     return [what_if(rule, clips, cfg, keep, _hours(clips)) for rule in rules(cfg) if np.isfinite(rule.limit)]
 
 
@@ -173,7 +188,7 @@ def _sheets(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
     return [
         {
             "name": rule.code.replace("_", " "),
-            "limit": f"{rule.column.replace('_', ' ')} {rule.op.replace('>=', '≥').replace('abs<=', '± ≤').replace('<=', '≤')} {rule.limit:g}",
+            "limit": f"{rule.column.replace('_', ' ')} {_SIGNS[rule.op]} {rule.limit:g}",
             "failed": count,
             "cells": [_cell(clips, i, float(values[i]), bool(bad[i])) for i in chosen],
         }
@@ -185,20 +200,23 @@ def _cell(clips: pa.Table, row: int, value: float, failed: bool) -> dict[str, An
     uri = clips["source_uri"][row].as_py()
     start, end = clips["start_frame"][row].as_py(), clips["end_frame"][row].as_py()
     return {
-        "value": f"{value:.3g}", "failed": failed, "name": Path(uri).name, "id": clips["clip_id"][row].as_py(),
-        "at": f"{start / FPS:.1f}–{end / FPS:.1f} s", "image": _thumbnail(uri, (start + end) // 2, clips["width"][row].as_py(), clips["height"][row].as_py()),
-    }  # fmt: skip
+        "value": f"{value:.3g}",
+        "failed": failed,
+        "name": Path(uri).name,
+        "id": clips["clip_id"][row].as_py(),
+        "at": f"{start / FPS:.1f}–{end / FPS:.1f} s",
+        "image": _thumbnail(uri, (start + end) // 2, clips["width"][row].as_py(), clips["height"][row].as_py()),
+    }
 
 
 def _thumbnail(uri: str, frame: int, width: int | None, height: int | None) -> str | None:
-    """JPEG of one frame as a data address; None where the source cannot be read (moved, damaged, remote and offline)."""
+    """JPEG of one frame as a data address; None where the source cannot be read (moved, damaged, offline)."""
     from curation.clipread import read_clip
 
     if not width or not height:
         return None
-    size = {"width": max(1, round(_THUMB * width / height)), "height": _THUMB}
     try:
-        frames = read_clip(uri, frame, frame + 1, **size).frames
+        frames = read_clip(uri, frame, frame + 1, width=max(1, round(_THUMB * width / height)), height=_THUMB).frames
     except (EchoForgeError, OSError, ValueError, IndexError):
         return None
     buffer = io.BytesIO()
@@ -217,10 +235,17 @@ def _sources(videos: pa.Table, clips: pa.Table, verdicts: np.ndarray, hours: np.
     for name, by in table.items():
         total = sum(by.values())
         parts = [{"kind": k, "share": 100 * v / total if total else 0} for k, v in by.items()]
-        rows.append({
-            "name": name or "(unnamed)", "licence": licences.get(name) or "", "videos": count[name], "hours": _span(total),
-            "parts": parts, "kept": f"{by['keep'] / total:.0%}" if total else "–", "total": total,
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name or "(unnamed)",
+                "licence": licences.get(name) or "",
+                "videos": count[name],
+                "hours": _span(total),
+                "parts": parts,
+                "kept": f"{by['keep'] / total:.0%}" if total else "–",
+                "total": total,
+            }
+        )
     return sorted(rows, key=lambda r: -r["total"])
 
 
@@ -232,7 +257,7 @@ def _errors(videos: pa.Table) -> dict[str, Any]:
 def _held(clips: pa.Table) -> str | None:
     reasons = clips.filter(pc.equal(clips["verdict"], "hold"))["reasons"].to_pylist()
     first = next((r for row in reasons for r in row or []), None)
-    return first.partition(": ")[2] if first else None
+    return first.partition(": ")[2].replace("`", "") if first else None
 
 
 def _throughput(run: dict[str, Any]) -> list[dict[str, Any]]:
@@ -240,6 +265,11 @@ def _throughput(run: dict[str, Any]) -> list[dict[str, Any]]:
     seconds, watched = run.get("seconds") or {}, run.get("video_seconds") or 0
     total = sum(seconds.values()) or 1.0
     return [
-        {"name": name, "share": 100 * spent / total, "rate": f"{spent / watched:.3f}" if watched else "–", "spent": f"{spent:,.1f}"}
+        {
+            "name": name,
+            "share": 100 * spent / total,
+            "rate": f"{spent / watched:.3f}" if watched else "–",
+            "spent": f"{spent:,.1f}",
+        }
         for name, spent in sorted(seconds.items(), key=lambda item: -item[1])
     ]

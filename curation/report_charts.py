@@ -29,15 +29,15 @@ class WhatIf:
 def histogram(values: np.ndarray, lines: list[tuple[float, str]]) -> Markup:
     """Inline SVG of a score; the rejected side of each threshold is coloured."""
     low, high = (float(v) for v in np.quantile(values, [0.005, 0.995]))
-    marks = [abs(m) for m, _ in lines]
+    marks = [m for m, _ in lines]
     low, high = min(low, *marks), max(high, *marks)
     pad = 0.04 * (high - low) or 0.5
     low, high = low - pad, high + pad
     counts, edges = np.histogram(np.clip(values, low, high), _BINS, (low, high))
-    middle = (edges[1:] + edges[:-1]) / 2
-    bad = np.zeros(_BINS, bool)
+    failing = np.zeros(len(values), bool)
     for limit, op in lines:
-        bad |= middle < limit if op == ">=" else np.abs(middle) > limit if op == "abs<=" else middle > limit
+        failing |= values < limit if op == ">=" else np.abs(values) > limit if op == "abs<=" else values > limit
+    bad = 2 * np.histogram(np.clip(values[failing], low, high), _BINS, (low, high))[0] > counts
     step, tallest = _W / _BINS, max(1, int(counts.max()))
     bars = "".join(
         f'<rect x="{i * step + 1:.1f}" y="{_BASE - 66 * c / tallest:.1f}" width="{step - 2:.1f}" '
@@ -74,7 +74,9 @@ def what_if(rule: Rule, clips: pa.Table, cfg: CurationConfig, keep: np.ndarray, 
     rows: list[dict[str, str]] = []
     for factor in _STEPS:
         limit = rule.limit * factor if abs(rule.limit) > 1e-9 else factor - 1.0
-        limit = float(round(limit)) if float(rule.limit).is_integer() and abs(rule.limit) >= 2 else float(f"{limit:.3g}")
+        limit = (
+            float(round(limit)) if float(rule.limit).is_integer() and abs(rule.limit) >= 2 else float(f"{limit:.3g}")
+        )
         if limit == rule.limit or any(r["limit"] == f"{limit:g}" for r in rows):
             continue
         then = np.zeros(clips.num_rows, bool)
@@ -88,8 +90,9 @@ def what_if(rule: Rule, clips: pa.Table, cfg: CurationConfig, keep: np.ndarray, 
 
 
 def _only_this(rule: Rule, clips: pa.Table) -> np.ndarray:
-    """Clips whose single reason is this rule."""
-    return np.array([len(r or []) == 1 and r[0].startswith(f"{rule.code}:") for r in clips["reasons"].to_pylist()], bool)
+    """Clips that this rule alone rejects (a missing sync score, which only holds them, aside)."""
+    reasons = ([r for r in row or [] if not r.startswith("sync_missing:")] for row in clips["reasons"].to_pylist())
+    return np.array([len(row) == 1 and row[0].startswith(f"{rule.code}:") for row in reasons], bool)
 
 
 def _signed(hours: float) -> str:

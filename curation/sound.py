@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _runs(values: np.ndarray, of: bool, shorter: int) -> np.ndarray:
     """Runs of ``of`` shorter than so many steps are turned over; those at the ends stay."""
     edges = np.flatnonzero(np.diff(values.astype(np.int8))) + 1
     result = values.copy()
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         if values[begin] == of and end - begin < shorter:
             result[begin:end] = not of
     return result

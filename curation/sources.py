@@ -22,7 +22,8 @@ from curation.config import CurationConfig
 _TABLES = (".csv", ".tsv", ".parquet")
 _LISTS = (".lst", ".list")
 _MEDIA = frozenset(
-    ".mp4 .mov .mkv .webm .avi .mpg .mpeg .m4v .m4a .ts .mts .m2ts .flv .wmv .3gp .ogv .mxf .gif .ivf .y4m .wav".split()
+    (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".m4a", ".ts", ".mts", ".m2ts")
+    + (".flv", ".wmv", ".3gp", ".ogv", ".mxf", ".gif", ".ivf", ".y4m", ".wav")
 )
 _SIDECARS = frozenset((".txt", ".json", ".csv", ".parquet", ".md", ".srt", ".vtt", ".jpg", ".png", ".flac", ".html"))
 
@@ -53,7 +54,7 @@ def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
     for name in sources:
         items = list(_one(name, cfg))
         if not items:
-            raise EchoForgeError(f"'{name}' holds no videos; give a folder, a glob, a URL or a manifest (.csv, .parquet).")
+            raise EchoForgeError(f"'{name}' holds no videos; give a folder, a glob, a URL or a manifest.")
         for item in items:
             found.setdefault(item.uri, item)
     return list(found.values())
@@ -95,7 +96,7 @@ def _looks_like_media(path: Path) -> bool:
     """Does a file with a sidecar's extension begin like a video container?"""
     with path.open("rb") as file:
         head = file.read(12)
-    return head[4:8] == b"ftyp" or head[:4] in (b"\x1aE\xdf\xa3", b"RIFF") and head[8:12] != b"WAVE"
+    return head[4:8] == b"ftyp" or (head[:4] in (b"\x1aE\xdf\xa3", b"RIFF") and head[8:12] != b"WAVE")
 
 
 def _remote(name: str, cfg: CurationConfig) -> Iterator[Source]:

@@ -67,7 +67,7 @@ def _face(faces: np.ndarray, width: int, height: int, margin: float) -> np.ndarr
         return None
     around = np.array([boxes[:, 0].min(), boxes[:, 1].min(), boxes[:, 2].max(), boxes[:, 3].max()])
     grow = margin * float(np.median(boxes[:, 2] - boxes[:, 0]))
-    return np.clip(around + [-grow, -grow, grow, grow], 0, [width, height, width, height])
+    return np.clip(around + np.array([-grow, -grow, grow, grow]), 0, [width, height, width, height])
 
 
 def _joined(texts: np.ndarray) -> np.ndarray:

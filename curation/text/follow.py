@@ -54,7 +54,7 @@ class Follower:
         """Boxes of a band that begins at row ``offset`` of the detector's picture; ``image`` is the picture to read."""
         height, width = gray.shape
         for item in found:
-            box = np.asarray(item.box) + [0, offset, 0, offset]
+            box = np.asarray(item.box) + np.array([0, offset, 0, offset])
             box = box / [width, height, width, height]
             known = next((line for line in self.alive if overlap(line.box, box) > 0.5), None)
             if known:

@@ -60,4 +60,4 @@ def _has_run(tiles: np.ndarray, length: int) -> np.ndarray:
     if tiles.shape[1] < length:
         return np.asarray(tiles.all(axis=1))
     run = np.lib.stride_tricks.sliding_window_view(tiles, length, axis=1).all(axis=2)
-    return np.asarray(run.any(axis=1))
+    return np.asarray(np.any(run, axis=1))

@@ -90,9 +90,7 @@ class TextOperator:
 
     def _possible(self, box: tuple[float, ...], shape: tuple[int, ...]) -> bool:
         width, height = box[2] - box[0], box[3] - box[1]
-        return (
-            width * height <= self._cfg.max_area * shape[0] * shape[1] and height <= self._cfg.max_height * shape[0]
-        )
+        return width * height <= self._cfg.max_area * shape[0] * shape[1] and height <= self._cfg.max_height * shape[0]
 
     def _row(self, line: Line, score: float, kind: str, span: Span, scale: np.ndarray) -> dict[str, Any]:
         x0, y0, x1, y1 = (float(v) for v in line.box * scale)

@@ -1,0 +1,107 @@
+"""The decision: thresholds only, every reason told, hold only where a score is missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs.schema import load
+from curation import catalog
+from curation.config import CurationConfig
+from curation.decide import decide_clips, decide_videos, explain
+
+GOOD = {
+    "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "width": 512,
+    "height": 512, "fps": 25.0, "face_frac": 1.0, "face_px": 200.0, "n_faces": 1, "text_boxes": [], "text_area": 0.0,
+    "sharpness": 0.5, "exposure": 0.5, "motion": 4.0, "shake": 0.0, "freeze_frac": 0.0, "blockiness": 1.0,
+    "lufs": -20.0, "speech_frac": 0.9, "clip_frac": 0.0,
+}  # fmt: skip
+SUBTITLE = {
+    "x0": 9,
+    "y0": 400,
+    "x1": 300,
+    "y1": 440,
+    "first": 0,
+    "last": 99,
+    "score": 0.9,
+    "text": "hi",
+    "kind": "subtitle",
+}
+
+
+def config(*overrides: str) -> CurationConfig:
+    return load("tiny", list(overrides)).curation
+
+
+def verdict(row: dict, *overrides: str) -> tuple[str, list[str]]:
+    decided = decide_clips(catalog.table([row], catalog.CLIPS), config(*overrides)).to_pylist()[0]
+    return decided["verdict"], decided["reasons"]
+
+
+def test_a_missing_sync_score_holds_and_says_how_to_go_on() -> None:
+    held, reasons = verdict(GOOD)
+    assert held == "hold" and "weights" in reasons[0] and "sync.required=false" in reasons[0]
+    assert verdict(GOOD, "sync.required=false") == ("keep", [])
+    assert verdict(GOOD | {"sync_c": 8.0, "av_offset_frames": 1, "residual_offset": 0})[0] == "keep"
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"face_frac": None, "face_px": None}, "face_frac"),
+        ({"speech_frac": None, "lufs": None}, "speech"),
+        ({"speech_frac": 0.0}, "speech"),
+        ({"face_px": 20.0, "width": 100, "height": 100}, "face_size"),
+        ({"n_faces": 2}, "face_count"),
+        ({"sharpness": 0.1}, "sharpness"),
+        ({"exposure": 0.05}, "dark"),
+        ({"freeze_frac": 0.7}, "frozen"),
+        ({"fps": 10.0}, "fps"),
+        ({"text_boxes": [SUBTITLE]}, "subtitle"),
+        ({"duplicate_of": "other"}, "duplicate"),
+        ({"sync_c": 1.0}, "sync_conf"),
+        ({"sync_c": 9.0, "av_offset_frames": -12}, "sync_offset"),
+    ],
+)
+def test_each_fault_is_rejected_for_its_own_reason_alone(change: dict, code: str) -> None:
+    got, reasons = verdict(GOOD | change, "sync.required=false")
+    assert got == "reject"
+    assert [r.split(":")[0] for r in reasons] == [code]
+    failed = [r.code for r in explain(GOOD | change, config("sync.required=false")) if not r.passed]
+    assert failed == [code]
+
+
+def test_text_can_be_cropped_away_when_the_configuration_says_so() -> None:
+    row = GOOD | {"text_boxes": [SUBTITLE]}
+    action = "decide.text.subtitle=crop"
+    assert verdict(row, "sync.required=false", action)[0] == "reject"
+    assert verdict(row | {"crop": {"x": 0, "y": 0, "w": 400, "h": 400}}, "sync.required=false", action)[0] == "keep"
+
+
+def test_duplicates_count_only_when_enabled() -> None:
+    assert verdict(GOOD | {"duplicate_of": "x"}, "sync.required=false", "dedup.enabled=false")[0] == "keep"
+
+
+def test_videos_take_the_best_of_their_clips_and_errors_stay() -> None:
+    cfg = config("sync.required=false")
+    clips = decide_clips(
+        catalog.table(
+            [GOOD, GOOD | {"clip_id": "d", "sharpness": 0.0}, GOOD | {"video_id": "w", "source_uri": "w", "fps": 5.0}],
+            catalog.CLIPS,
+        ),
+        cfg,
+    )
+    rows = [
+        {"video_id": "v", "source_uri": "v.mp4"},
+        {"video_id": "w", "source_uri": "w"},
+        {"video_id": "n", "source_uri": "n"},
+        {"video_id": "e", "source_uri": "e", "verdict": "error", "reasons": ["open: broken"]},
+    ]
+    out = decide_videos(catalog.table(rows, catalog.VIDEOS), clips, cfg).to_pylist()
+    assert [v["verdict"] for v in out] == ["keep", "reject", "reject", "error"]
+    assert out[0]["reasons"] == [] and out[2]["reasons"] and out[3]["reasons"] == ["open: broken"]
+
+
+def test_deciding_twice_changes_nothing() -> None:
+    cfg = config()
+    once = decide_clips(catalog.table([GOOD, GOOD | {"sharpness": 0.0}], catalog.CLIPS), cfg)
+    assert decide_clips(once, cfg).equals(once)
