@@ -72,21 +72,24 @@ def what_if(rule: Rule, clips: pa.Table, cfg: CurationConfig, keep: np.ndarray, 
     now[judge(rule, values, valid)[0]] = True
     only = _only_this(rule, clips)
     rows: list[dict[str, str]] = []
-    for factor in _STEPS:
-        limit = rule.limit * factor if abs(rule.limit) > 1e-9 else factor - 1.0
-        limit = (
-            float(round(limit)) if float(rule.limit).is_integer() and abs(rule.limit) >= 2 else float(f"{limit:.3g}")
-        )
-        if limit == rule.limit or any(r["limit"] == f"{limit:g}" for r in rows):
-            continue
+    for limit in _others(rule):
         then = np.zeros(clips.num_rows, bool)
-        then[judge(replace(rule, limit=limit, null=None, sentence=""), values, valid)[0]] = True
+        then[judge(replace(rule, limit=limit), values, valid)[0]] = True
         lost, won = keep & then, only & now & ~then
         if lost.any() or won.any():
             change, clips_change = float(hours[won].sum() - hours[lost].sum()), int(won.sum()) - int(lost.sum())
             rows.append({"limit": f"{limit:g}", "clips": f"{clips_change:+,}", "hours": _signed(change),
                          "kind": "keep" if change > 0 else "reject"})  # fmt: skip
     return WhatIf(rule.column.replace("_", " "), f"{rule.limit:g}", rows)
+
+
+def _others(rule: Rule) -> list[float]:
+    """Limits worth asking about: whole numbers where the rule has one, never a share above 1."""
+    if float(rule.limit).is_integer() and abs(rule.limit) >= 1:
+        near = sorted({round(rule.limit * f) for f in _STEPS} | {rule.limit - 1, rule.limit + 1})
+        return [float(v) for v in near if v != rule.limit and (v >= 0 or rule.limit < 0)]
+    values = [float(f"{rule.limit * f:.3g}") for f in _STEPS] if rule.limit else []
+    return [v for v in values if not ("%" in rule.sentence and v > 1)]
 
 
 def _only_this(rule: Rule, clips: pa.Table) -> np.ndarray:

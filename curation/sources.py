@@ -22,8 +22,11 @@ from curation.config import CurationConfig
 _TABLES = (".csv", ".tsv", ".parquet")
 _LISTS = (".lst", ".list")
 _MEDIA = frozenset(
-    (".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m4v", ".m4a", ".ts", ".mts", ".m2ts")
-    + (".flv", ".wmv", ".3gp", ".ogv", ".mxf", ".gif", ".ivf", ".y4m", ".wav")
+    f".{name}"
+    for name in (
+        *("mp4", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "m4v", "m4a", "ts", "mts", "m2ts"),
+        *("flv", "wmv", "3gp", "ogv", "mxf", "gif", "ivf", "y4m", "wav"),
+    )
 )
 _SIDECARS = frozenset((".txt", ".json", ".csv", ".parquet", ".md", ".srt", ".vtt", ".jpg", ".png", ".flac", ".html"))
 
