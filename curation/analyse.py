@@ -1,0 +1,376 @@
+"""One video → its row and its clips' rows: one decoding pass that every operator watches. All scores, no decision.
+
+The pass runs ahead of the decisions that it feeds: a cut is certain a few frames after it, a face's box once the
+detection after it is known. Decoded frames wait in a short buffer until then, so that crops for the sync network are
+cut without decoding twice; memory does not grow with the length of the video.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import EchoForgeError
+from curation import catalog
+from curation.backends import Backends
+from curation.captions import captions
+from curation.catalog import FPS
+from curation.clips import ClipCutter
+from curation.config import CurationConfig
+from curation.faces import FaceTracker, TrackBox
+from curation.framepass import FramePass, Tick, every, open_video, picture, scaled
+from curation.media import MediaError, MediaInfo
+from curation.operators import ClipContext, FrameNeed, Span
+from curation.shots import ShotDetector
+from curation.soundread import SoundReader
+from curation.sync import Correction, Square, SyncBackend, correct, cut, square
+
+_BOX_EVERY = 4  # boxes are stored for every 4th frame (one latent frame); clips have 4k+1 frames, so the ends are in
+_PRESENT = 0.3  # a track in less of the clip than this is a passer-by or a mistake of the detector
+_SCORED = 0.5  # a track in at least so much of the clip is asked whether it speaks
+_CROP_SIDES = 32  # crops are cut from pictures whose longer side is a multiple of this, so few sizes are rendered
+
+
+def analyse_video(
+    uri: str,
+    cfg: CurationConfig,
+    *,
+    backends: Backends,
+    spans: Sequence[tuple[float, float]] = (),
+    caption: str | None = None,
+    speaker: str | None = None,
+    licence: str | None = None,
+    source: str | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Everything that can be known of one video by itself.
+
+    Args:
+        spans: seconds [start, end) to which clips are restricted; none: the whole video.
+        caption, speaker, licence, source: what a manifest says of it.
+
+    Returns:
+        (row of `catalog.VIDEOS`, rows of `catalog.CLIPS`). A file that cannot be used gives a row with the verdict
+        `error`, the stage and one sentence, and the clips found before it broke are dropped.
+    """
+    said = _sidecar_facts(uri)
+    extra = {"licence": licence or said.get("licence"), "source": source or said.get("source")}
+    speaker = speaker or said.get("speaker")
+    try:
+        with open_video(uri, cfg.video) as video:
+            frames = FramePass(video, cfg.video)
+            with SoundReader(uri, video.info.origin_s) as sound:
+                work = _Analysis(video.info, cfg, backends, sound, spans)
+                clips = [row for tick in frames.run() for row in work.tick(tick)] + list(work.finish(frames))
+            row = _video_row(video.info, frames) | extra
+    except MediaError as error:
+        return _error_row(uri, error.stage, str(error)) | extra, []
+    except EchoForgeError as error:
+        return _error_row(uri, "analyse", str(error)) | extra, []
+    for clip in clips:
+        clip["captions"] = captions(uri, clip, cfg.captions, caption)
+        clip["speaker"] = speaker
+    return row, clips
+
+
+@dataclass
+class _Seen:
+    """What became of one frame once its boxes were certain."""
+
+    boxes: list[TrackBox]
+    crops: dict[int, np.ndarray]  # by track
+
+
+class _Analysis:
+    """The state of one pass."""
+
+    def __init__(
+        self,
+        info: MediaInfo,
+        cfg: CurationConfig,
+        backends: Backends,
+        sound: SoundReader,
+        spans: Sequence[tuple[float, float]],
+    ) -> None:
+        self._info, self._cfg, self._backends, self._sound = info, cfg, backends, sound
+        self._spans = [Span(round(a * FPS), round(b * FPS)) for a, b in spans]
+        self._shots = ShotDetector(cfg.shots)
+        self._cutter = ClipCutter(cfg.clips)
+        self._face_need = FrameNeed(cfg.faces.rate, cfg.faces.side)
+        self._tracker = FaceTracker(cfg.faces, every(self._face_need))
+        self._operators = [make() for make in backends.frame_operators]
+        self._listeners = [make() for make in backends.sound_operators]
+        self._closed = 0  # transitions that ended a shot already
+        self._waiting: deque[Tick] = deque()  # frames whose boxes are not certain yet
+        self._seen: dict[int, _Seen] = {}
+        self._clips: deque[Span] = deque()  # certain clips, not yet answered for
+        self._last = 0
+
+    def tick(self, tick: Tick) -> Iterator[dict[str, Any]]:
+        """One step of the pass; rows of clips that are complete now."""
+        self._last = tick.index + 1
+        info = self._info
+        self._shots.frame(picture(tick, self._shots.needs, info.width, info.height))
+        for operator in self._operators:
+            if tick.index % every(operator.needs) == 0:
+                operator.frame(picture(tick, operator.needs, info.width, info.height))
+        if tick.index % every(self._face_need) == 0:
+            self._detect(tick)
+        tick.frame.release()
+        self._waiting.append(tick)
+        self._tracker.advance(self._shots.cuts, self._shots.cuts_until)
+        self._settle(self._tracker.settled_until)
+        self._cut(self._shots.safe_until)
+        yield from self._answer(self._waiting[0].index if self._waiting else self._last)
+
+    def finish(self, frames: FramePass) -> Iterator[dict[str, Any]]:
+        """The rest, once the video has ended."""
+        self._shots.finish()
+        self._tracker.advance(self._shots.cuts, self._last + 1)
+        self._settle(self._last)
+        self._cut(self._last)
+        self._clips.extend(self._cutter.close(self._last, self._last, cut=False))
+        damaged = frames.damaged
+        self._clips = deque(c for c in self._clips if not any(c.start <= d < c.end for d in damaged))
+        yield from self._answer(self._last)
+
+    # ---- faces ----------------------------------------------------------------------------------------------------
+
+    def _detect(self, tick: Tick) -> None:
+        seen = picture(tick, self._face_need, self._info.width, self._info.height)
+        faces = self._backends.detector.detect(seen.image)
+        for face in faces:
+            object.__setattr__(face, "box", face.box * seen.scale)
+            if face.mouth is not None:
+                object.__setattr__(face, "mouth", face.mouth * seen.scale)
+        self._tracker.detected(tick.index, faces)
+
+    def _settle(self, until: int) -> None:
+        """Boxes of the waiting frames before ``until`` are certain: keep them, and the crops for the sync network."""
+        while self._waiting and self._waiting[0].index < until:
+            tick = self._waiting.popleft()
+            boxes = self._tracker.boxes(tick.index, bisect_right(self._shots.cuts, tick.index))
+            self._seen[tick.index] = _Seen(boxes, self._crops(tick, boxes))
+
+    def _crops(self, tick: Tick, boxes: list[TrackBox]) -> dict[int, np.ndarray]:
+        backend = self._backends.sync
+        if backend is None or not self._sound.present:
+            return {}
+        crops = {box.track: self._crop(tick, box, backend) for box in boxes}
+        tick.frame.release()
+        return crops
+
+    def _crop(self, tick: Tick, box: TrackBox, backend: SyncBackend) -> np.ndarray:
+        """Cut from a picture just large enough for the crop: the scaler does the shrinking."""
+        place = square(backend.crop, box.box, box.mouth)
+        width, height = self._info.width, self._info.height
+        scale = min(1.0, 1.25 * backend.crop.size / max(2 * place.half, 1.0))
+        side = min(max(width, height), -(-round(scale * max(width, height)) // _CROP_SIDES) * _CROP_SIDES)
+        small = scaled(width, height, side)
+        ratio = small[0] / width
+        image = tick.frame.picture(*small, backend.crop.gray)
+        return cut(image, Square(place.x * ratio, place.y * ratio, place.half * ratio), backend.crop)
+
+    # ---- clips ----------------------------------------------------------------------------------------------------
+
+    def _cut(self, safe_until: int) -> None:
+        """Clips that no unknown transition can touch."""
+        transitions = self._shots.transitions()
+        while self._closed < len(transitions) and transitions[self._closed].end <= safe_until:
+            ended = transitions[self._closed]
+            self._clips.extend(self._cutter.close(ended.start, ended.end, cut=True))
+            self._closed += 1
+        ahead = transitions[self._closed].start if self._closed < len(transitions) else safe_until
+        self._clips.extend(self._cutter.advance(min(ahead, safe_until)))
+
+    def _answer(self, known_until: int) -> Iterator[dict[str, Any]]:
+        """Rows of the clips whose frames are all settled; what lies before them is forgotten."""
+        while self._clips and self._clips[0].end <= known_until:
+            span = self._clips.popleft()
+            if not self._spans or any(s.start <= span.start and span.end <= s.end for s in self._spans):
+                yield self._row(span)
+        oldest = min([self._cutter.oldest, known_until, *(c.start for c in self._clips)])
+        for frame in [f for f in self._seen if f < oldest]:
+            del self._seen[frame]
+        if oldest % (10 * FPS) == 0:
+            self._tracker.forget(oldest)
+            self._sound.forget(oldest)
+
+    def _row(self, span: Span) -> dict[str, Any]:
+        info = self._info
+        tracks = self._tracks(span)
+        context = ClipContext(info.width, info.height, info.fps, tuple(tracks), _largest(tracks))
+        row: dict[str, Any] = {
+            "clip_id": catalog.clip_id(info.video_id, span.start, span.end),
+            "video_id": info.video_id,
+            "source_uri": info.uri,
+            "start_frame": span.start,
+            "end_frame": span.end,
+            "start_s": span.start / FPS,
+            "end_s": span.end / FPS,
+            "width": info.width,
+            "height": info.height,
+        }
+        for operator in self._operators:
+            row |= operator.clip(span, context)
+        if self._sound.present:
+            row |= self._sounds(span, tracks)
+        active = row.setdefault("active_track", context.active)
+        best = tracks[active] if active is not None else None
+        row |= {
+            "tracks": tracks,
+            "n_faces": len(tracks),
+            "face_frac": best["frac_present"] if best else 0.0,
+            "face_px": best["size_px"] if best else None,
+        }
+        return row
+
+    def _tracks(self, span: Span) -> list[dict[str, Any]]:
+        """The catalog's track rows: every face that is in enough of the clip."""
+        places: dict[int, dict[int, TrackBox]] = defaultdict(dict)
+        for frame in range(span.start, span.end):
+            for box in self._seen[frame].boxes if frame in self._seen else []:
+                places[box.track][frame - span.start] = box
+        rows = []
+        for number, found in sorted(places.items()):
+            if len(found) < _PRESENT * len(span) or self._hits(number, span) < self._least_hits(span):
+                continue
+            boxes = np.stack([b.box for b in found.values()])
+            sizes = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+            kept = [f for f in found if f % _BOX_EVERY == 0 or f == len(span) - 1] or list(found)[:1]
+            rows.append(
+                {
+                    "track_id": number % 32768,
+                    "boxes": [found[f].box.tolist() for f in kept],
+                    "mouth_boxes": [found[f].mouth.tolist() for f in kept],
+                    "box_frames": kept,
+                    "size_px": float(np.median(sizes)),
+                    "jitter": _jitter(boxes, sizes),
+                    "frac_present": len(found) / len(span),
+                }
+            )
+        return rows
+
+    def _hits(self, number: int, span: Span) -> int:
+        track = next((t for t in self._tracker.tracks if t.number == number), None)
+        return sum(span.start <= f < span.end for f in track.frames) if track else 0
+
+    def _least_hits(self, span: Span) -> int:
+        """Short clips hold few detections: at most a third of those possible are asked for."""
+        return max(1, min(self._cfg.faces.min_hits, len(span) // every(self._face_need) // 3))
+
+    # ---- sound and sync -------------------------------------------------------------------------------------------
+
+    def _sounds(self, span: Span, tracks: list[dict[str, Any]]) -> dict[str, Any]:
+        heard = self._sound.read(span.start, span.end)
+        values: dict[str, Any] = {}
+        for listener in self._listeners:
+            values |= listener.clip(heard.pcm, heard.native, heard.rate)
+        backend = self._backends.sync
+        if backend is None:
+            return values
+        scored = {i: c for i, t in enumerate(tracks) if (c := self._score(span, t, heard.pcm, backend)) is not None}
+        for i, result in scored.items():
+            tracks[i] |= {
+                "av_offset": _small(result.score.offset_frames),
+                "conf": result.score.conf,
+                "dist": result.score.dist,
+            }
+        if not scored:
+            return values
+        speaking = max(scored, key=lambda i: scored[i].score.conf)
+        return values | {"active_track": speaking} | _sync_columns(scored[speaking], backend)
+
+    def _score(self, span: Span, track: dict[str, Any], pcm: np.ndarray, backend: SyncBackend) -> Correction | None:
+        """The longest unbroken stretch of a track's crops against its sound; None where there is too little."""
+        if track["frac_present"] < _SCORED:
+            return None
+        number = track["track_id"]
+        have = [f for f in range(span.start, span.end) if f in self._seen and number in self._seen[f].crops]
+        runs = np.split(np.asarray(have), np.flatnonzero(np.diff(have) > 1) + 1) if have else []
+        run = max(runs, key=len, default=np.empty(0, int))
+        if len(run) < self._cfg.sync.min_frames:
+            return None
+        crops = np.stack([self._seen[int(f)].crops[number] for f in run])
+        first = int(run[0]) - span.start
+        part = pcm[first * catalog.SAMPLES_PER_FRAME : (first + len(run)) * catalog.SAMPLES_PER_FRAME]
+        return correct(backend, crops, part, self._cfg.sync)
+
+
+def _sync_columns(result: Correction, backend: SyncBackend) -> dict[str, Any]:
+    score = result.score
+    columns: dict[str, Any] = {
+        "sync_backend": backend.name,
+        "av_offset_frames": _small(score.offset_frames),
+        "offset_samples": result.offset_samples,
+        "residual_offset": None if result.residual is None else _small(result.residual),
+    }
+    if backend.name == "syncnet_v2":
+        return columns | {"sync_c": score.conf, "sync_d": score.dist}
+    return columns | {"sync_fit_conf": score.conf}
+
+
+def _small(offset: int) -> int:
+    return int(np.clip(offset, -128, 127))  # the column is int8
+
+
+def _largest(tracks: list[dict[str, Any]]) -> int | None:
+    return max(range(len(tracks)), key=lambda i: tracks[i]["size_px"] * tracks[i]["frac_present"], default=None)
+
+
+def _jitter(boxes: np.ndarray, sizes: np.ndarray) -> float:
+    """Mean absolute second difference of the centre, in shares of the face."""
+    if len(boxes) < 3:
+        return 0.0
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return float(np.abs(np.diff(centres, 2, axis=0)).mean() / max(float(np.median(sizes)), 1.0))
+
+
+def _video_row(info: MediaInfo, frames: FramePass) -> dict[str, Any]:
+    fps = frames.deltas.fps
+    return {
+        "video_id": info.video_id,
+        "source_uri": info.uri,
+        "bytes": info.bytes,
+        "container": info.container,
+        "vcodec": info.vcodec,
+        "acodec": info.acodec,
+        "duration_s": frames.ticks / FPS,
+        "fps": fps if fps is not None else info.fps,
+        "vfr": frames.deltas.variable,
+        "width": info.width,
+        "height": info.height,
+        "rotation": info.rotation,
+        "sample_rate": info.sample_rate,
+        "channels": info.channels,
+    }
+
+
+def _error_row(uri: str, stage: str, sentence: str) -> dict[str, Any]:
+    """A file that cannot be used is still a row; its id is that of its bytes where they can be read."""
+    row: dict[str, Any] = {"source_uri": uri, "verdict": "error", "error_stage": stage, "error": sentence}
+    row["reasons"] = [f"{stage}: {sentence}"]
+    try:
+        row |= {"video_id": catalog.video_id(uri), "bytes": Path(uri).stat().st_size}
+    except OSError:
+        pass  # a remote or unreadable file: the sentence says so
+    return row
+
+
+def _sidecar_facts(uri: str) -> dict[str, str]:
+    """Speaker, licence and collection from a JSON sidecar, where there is one."""
+    if "://" in uri:
+        return {}
+    file = Path(uri).with_suffix(".json")
+    try:
+        data = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
+    except (OSError, ValueError):
+        return {}  # `captions` reports a broken sidecar
+    keys = ("speaker", "licence", "source")
+    return {k: str(data[k]) for k in keys if isinstance(data, dict) and data.get(k)}

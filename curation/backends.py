@@ -1,0 +1,71 @@
+"""What a worker loads once and uses for every video: detectors, networks, and the makers of the light operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from configs import strict
+from configs.errors import EchoForgeError
+from curation import dedup, quality, sound
+from curation.captions import VisionCaptioner
+from curation.config import CurationConfig
+from curation.faces import FaceDetector, load_detector
+from curation.operators import FrameOperator, SoundOperator
+from curation.sync import SyncBackend, load_backend
+from curation.text import operator as text
+
+FRAME_OPERATORS = {"text": text.load, "quality": quality.load, "dedup": dedup.load}
+"""Name → ``load(cfg)``. An operator is added to curation by a line here (CONTRIBUTING.md)."""
+SOUND_OPERATORS = {"sound": sound.load}
+"""The same for operators that listen."""
+
+MakeFrameOperator = Callable[[], FrameOperator]
+MakeSoundOperator = Callable[[], SoundOperator]
+
+
+@dataclass(frozen=True)
+class Backends:
+    """Everything heavy, loaded."""
+
+    detector: FaceDetector
+    sync: SyncBackend | None
+    frame_operators: tuple[MakeFrameOperator, ...]
+    sound_operators: tuple[MakeSoundOperator, ...]
+    captioner: VisionCaptioner | None
+
+
+def load(cfg: CurationConfig) -> Backends:
+    """Load what the configuration names, once per worker process.
+
+    Raises:
+        MissingWeights: a file is not on this machine; the sentence says which and how to get it.
+    """
+    return Backends(
+        detector=load_detector(cfg.faces),
+        sync=load_backend(cfg.sync),
+        frame_operators=tuple(load_one(cfg) for load_one in FRAME_OPERATORS.values()),
+        sound_operators=tuple(load_one(cfg) for load_one in SOUND_OPERATORS.values()),
+        captioner=VisionCaptioner(cfg.captions) if cfg.captions.kind == "vlm" else None,
+    )
+
+
+def check_files(cfg: CurationConfig) -> None:
+    """Fail before any work when a configured file is missing: loads what is cheap to load.
+
+    Raises:
+        MissingWeights, EchoForgeError: as :func:`load`.
+    """
+    if cfg.sync.backend == "fitted" and not cfg.sync.fitted:
+        raise EchoForgeError("sync.backend is fitted, but sync.fitted names no file; make one with `sync fit`.")
+    load_detector(cfg.faces)
+    load_backend(cfg.sync)
+
+
+def parameters(cfg: CurationConfig) -> dict[str, str]:
+    """Digest of the parameters of each operator, by name: what the ledger compares to know what to recompute."""
+    sections = ("video", "shots", "clips", "faces", "sync", "text", "quality", "sound", "captions")
+    hashes = {name: strict.digest(getattr(cfg, name)) for name in sections}
+    sync = {k: v for k, v in strict.to_dict(cfg.sync).items() if k not in ("required", "fit")}
+    dedup_scan = {k: getattr(cfg.dedup, k) for k in ("rate", "side")}  # the rest is decided later, from the hashes
+    return hashes | {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}

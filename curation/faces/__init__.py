@@ -1,0 +1,8 @@
+"""Faces: detectors behind one interface, and tracks of what they find."""
+
+from __future__ import annotations
+
+from curation.faces.detect import Face, FaceDetector, load_detector, mouth_box
+from curation.faces.track import FaceTracker, TrackBox
+
+__all__ = ["Face", "FaceDetector", "FaceTracker", "TrackBox", "load_detector", "mouth_box"]

@@ -1,0 +1,151 @@
+"""Finding faces in one picture: the cascade of the OpenCV wheel (no weights to fetch), YuNet, or S3FD.
+
+All give boxes of one convention, that of WIDER FACE (hairline to chin, cheek to cheek), on which YuNet and S3FD were
+trained; the cascade's squares are mapped onto it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import cv2
+import numpy as np
+
+from configs.errors import EchoForgeError
+from configs.weights import locate
+from curation.config import FacesConfig
+
+# Haar square → face box, as shares of the square: median over 500 detections shared with YuNet on real clips
+# (standard deviation 0.03 to 0.07).
+_HAAR_X, _HAAR_Y, _HAAR_W, _HAAR_H = 0.099, -0.020, 0.811, 1.092
+# The mouth in a face box, from YuNet's mouth corners on the same clips.
+_MOUTH_Y, _MOUTH_W, _MOUTH_H = 0.727, 0.60, 0.36
+
+
+@dataclass(frozen=True)
+class Face:
+    """``box`` x0, y0, x1, y1 and ``mouth`` (left, right corner: x, y) in pixels of the picture searched."""
+
+    box: np.ndarray  # float32 [4]
+    score: float
+    mouth: np.ndarray | None = None  # float32 [2, 2]; None: the detector gives no landmarks
+
+
+class FaceDetector(Protocol):
+    """One network or cascade, loaded once per worker."""
+
+    name: str
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Faces in uint8 [h, w, 3] RGB, any order."""
+
+
+class Cascade:
+    """`haarcascade_frontalface_alt2` of the OpenCV wheel: frontal, upright faces only; no landmarks."""
+
+    name = "cascade"
+
+    def __init__(self, cfg: FacesConfig) -> None:
+        folder = Path(cv2.__file__).parent / "data"
+        self._net = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_alt2.xml"))
+        if self._net.empty():
+            raise EchoForgeError("this OpenCV has no face cascades; install opencv-python-headless 4.14 or use yunet.")
+        self._share = cfg.min_share
+        self._min_score = cfg.min_score if cfg.min_score is not None else -1e9
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Scores are the last stage's margin: comparable among themselves only."""
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        least = max(20, round(self._share * min(grey.shape)))  # 20: the size that the cascade was trained on
+        squares, _, scores = self._net.detectMultiScale3(
+            grey, 1.15, 4, 0, (least, least), outputRejectLevels=True
+        )
+        faces = []
+        for (x, y, w, h), score in zip(squares, np.ravel(scores), strict=True):
+            left, top = x + _HAAR_X * w, y + _HAAR_Y * h
+            box = np.array([left, top, left + _HAAR_W * w, top + _HAAR_H * h], np.float32)
+            if score >= self._min_score:
+                faces.append(Face(box, float(score)))
+        return faces
+
+
+class YuNet:
+    """YuNet through `cv2.FaceDetectorYN`; gives the corners of the mouth."""
+
+    name = "yunet"
+
+    def __init__(self, cfg: FacesConfig) -> None:
+        path = locate("yunet", cfg.weights)
+        least = cfg.min_score if cfg.min_score is not None else 0.7  # OpenCV's sample: 0.9; 0.7 keeps turned heads
+        try:
+            self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least)
+        except cv2.error as error:
+            raise EchoForgeError(f"'{path}' is not a YuNet model; fetch it again with `weights fetch`.") from error
+        self._share = cfg.min_share
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Scores in 0..1."""
+        height, width = image.shape[:2]
+        self._net.setInputSize((width, height))
+        _, found = self._net.detect(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        faces = []
+        for row in cast(Any, found) if found is not None else ():
+            x, y, w, h = row[:4]
+            if min(w, h) >= self._share * min(height, width):
+                mouth = row[10:14].reshape(2, 2).astype(np.float32)
+                faces.append(Face(np.array([x, y, x + w, y + h], np.float32), float(row[14]), mouth))
+        return faces
+
+
+class S3FD:
+    """S3FD as `syncnet-python` defines it (SyncNet's own detector). 1.1 core-seconds a picture at 270×480."""
+
+    name = "s3fd"
+
+    def __init__(self, cfg: FacesConfig) -> None:
+        import torch
+        from syncnet_python.detectors.s3fd import S3FD as Detector
+        from syncnet_python.detectors.s3fd.nets import S3FDNet
+
+        path = locate("s3fd", cfg.weights)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        net = S3FDNet(device=device)
+        try:
+            net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        except (RuntimeError, ValueError, KeyError, EOFError) as error:
+            raise EchoForgeError(f"'{path}' does not hold S3FD's weights; fetch it again with `weights fetch`.") from error
+        self._net = Detector(net, device=device)
+        self._share = cfg.min_share
+        self._least = cfg.min_score if cfg.min_score is not None else 0.9  # SyncNet's conf_th
+
+    def detect(self, image: np.ndarray) -> list[Face]:
+        """Scores in 0..1."""
+        faces = []
+        for row in self._net.detect_faces(image, conf_th=self._least, scales=[1]):
+            box = np.asarray(row[:4], np.float32)
+            if min(box[2] - box[0], box[3] - box[1]) >= self._share * min(image.shape[:2]):
+                faces.append(Face(box, float(row[4])))
+        return faces
+
+
+def load_detector(cfg: FacesConfig) -> FaceDetector:
+    """The configured detector.
+
+    Raises:
+        MissingWeights: its file is not here.
+    """
+    kinds: dict[str, type] = {"cascade": Cascade, "yunet": YuNet, "s3fd": S3FD}
+    return cast(FaceDetector, kinds[cfg.detector](cfg))
+
+
+def mouth_box(box: np.ndarray, mouth: np.ndarray | None) -> np.ndarray:
+    """The box around the mouth, float32 [4]: centred on its corners where known, else where mouths are in faces."""
+    width, height = box[2] - box[0], box[3] - box[1]
+    if mouth is None:
+        x, y = (box[0] + box[2]) / 2, box[1] + _MOUTH_Y * height
+    else:
+        x, y = mouth.mean(axis=0)
+    half_w, half_h = _MOUTH_W * width / 2, _MOUTH_H * height / 2
+    return np.array([x - half_w, y - half_h, x + half_w, y + half_h], np.float32)
