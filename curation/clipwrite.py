@@ -87,8 +87,9 @@ def _mux(
             until = len(pcm) if last else (index + 1) * sample_rate // fps // _AUDIO_FRAME * _AUDIO_FRAME
             _sound(container, sound, pcm[:until], heard, sample_rate)
             heard = max(heard, until)
-    for stream in [video, *([sound] if sound is not None else [])]:
-        container.mux(stream.encode(None))
+    container.mux(video.encode(None))
+    if sound is not None:
+        container.mux(sound.encode(None))
 
 
 def _picture(

@@ -166,8 +166,8 @@ def make_one(out_dir: str | Path, spot: Plan, seed: int, cfg: PuppetsConfig) -> 
         short, fields = f"A ball rolls over {fields['background']}.", {"background": fields["background"]}
     _replace(path.with_suffix(".txt"), (short + "\n").encode())
     kinds = [("short", short), ("fields", "; ".join(f"{key}: {text}" for key, text in fields.items()))]
-    side = {"captions": [{"text": text, "kind": kind} for kind, text in kinds], "speaker": speaker, "licence": "CC0-1.0",
-            "source": "puppets"}
+    told = [{"text": text, "kind": kind} for kind, text in kinds]
+    side = {"captions": told, "speaker": speaker, "licence": "CC0-1.0", "source": "puppets"}
     _replace(path.with_suffix(".json"), (json.dumps(side, indent=1) + "\n").encode())
     return _row(spot, path.name, puppet, short, speaker)
 

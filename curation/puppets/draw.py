@@ -58,8 +58,8 @@ def oval(x: float, y: float, rx: float, ry: float, power: float = 2.0, points: i
     """Outline of a superellipse, float [points, 2]."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack([x + rx * np.sign(cos) * np.abs(cos) ** (2 / power), y + ry * np.sign(sin) * np.abs(sin) ** (2 / power)],
-                    1)
+    across, down = np.sign(cos) * np.abs(cos) ** (2 / power), np.sign(sin) * np.abs(sin) ** (2 / power)
+    return np.stack([x + rx * across, y + ry * down], 1)
 
 
 def mix(a: who.RGB, b: who.RGB, share: float) -> who.RGB:
@@ -113,6 +113,8 @@ def _hair_behind(canvas: _Canvas, identity: Identity, rx: float, ry: float) -> N
     hair, (x, y) = who.HAIRS[identity.hair], FACE
     if identity.style == "long":
         canvas.polygon(oval(x, y + 4, rx + 6.5, ry + 7, 2.8), mix(hair, (0, 0, 0), 0.18))
+        neck = mix(who.SKINS[identity.skin], (90, 40, 30), 0.22)
+        canvas.polygon(np.array([[x - 8, 68], [x + 8, 68], [x + 8, 81], [x, 85.5], [x - 8, 81]]), neck)
     elif identity.style == "bun":
         canvas.ellipse(x, y - ry - 5, 8.5, 7.5, mix(hair, (0, 0, 0), 0.12))
     elif identity.style == "curly":
@@ -216,15 +218,22 @@ def _draw_mouth(canvas: _Canvas, identity: Identity, opening: float, width: floa
     half = identity.mouth_width + 1.9 * width - 0.6 * opening
     gap = OPEN_PX * opening
     y = MOUTH_Y + 0.34 * gap
-    canvas.polygon(oval(FACE[0], y, half, 0.5 * gap + 2.2, 2.0), lip)
-    canvas.polygon(oval(FACE[0], y + 0.5 * gap + 1.3, half * 0.5, 0.7, 2.0), mix(lip, (255, 255, 255), 0.22))
+    smile = 2.2 * (1 - min(1.6 * opening, 1.0))
+
+    def curved(down: float, rx: float, ry: float, power: float = 2.0) -> np.ndarray:
+        points = oval(FACE[0], y + down, rx, ry, power)
+        points[:, 1] -= smile * (((points[:, 0] - FACE[0]) / half) ** 2 - 0.35)
+        return points
+
+    canvas.polygon(curved(0, half, 0.5 * gap + 2.2), lip)
+    canvas.polygon(curved(0.5 * gap + 1.3, half * 0.5, 0.7), mix(lip, (255, 255, 255), 0.22))
     if gap > 0.5:
-        canvas.polygon(oval(FACE[0], y, half - 1.6, 0.5 * gap, 2.0), (44, 10, 16))
+        canvas.polygon(curved(0, half - 1.6, 0.5 * gap), (44, 10, 16))
         if gap > 3.2:
-            canvas.polygon(oval(FACE[0], y + 0.27 * gap, (half - 2) * 0.62, 0.20 * gap), (170, 62, 70))
-            canvas.polygon(oval(FACE[0], y - 0.36 * gap, (half - 2) * 0.62, 0.9, 2.6), (240, 238, 230))
+            canvas.polygon(curved(0.27 * gap, (half - 2) * 0.62, 0.20 * gap), (132, 40, 50))
+            canvas.polygon(curved(-0.36 * gap, (half - 2) * 0.6, 0.75, 2.6), (226, 220, 210))
     else:
-        canvas.polygon(oval(FACE[0], y, half - 1.0, 0.45), mix(lip, (40, 8, 14), 0.7))
+        canvas.polygon(curved(0, half - 1.0, 0.45), mix(lip, (40, 8, 14), 0.7))
     return half, gap
 
 
@@ -276,7 +285,7 @@ def render(
 def _pose(x: float, y: float, angle: float, centre: float, zoom: float) -> np.ndarray:
     """2 × 3 matrix in px at 96: turn about the neck, scale about the bottom centre, move."""
     matrix = cv2.getRotationMatrix2D((FACE[0], 74.0), angle, zoom)
-    matrix[:, 2] += (x * zoom + centre - FACE[0], y * zoom + (1 - zoom) * 20.0)
+    matrix[:, 2] += np.array([x * zoom + centre - FACE[0], y * zoom + (zoom - 1) * 12.0])
     return matrix
 
 

@@ -63,22 +63,22 @@ def shift_frames(fault: str | None, rng: np.random.Generator) -> int:
 
 def spoil_picture(frames: np.ndarray, fault: str | None, rng: np.random.Generator) -> np.ndarray:
     """The faults that work on the finished picture, uint8 [F, H, W, 3] → the same; others leave it alone."""
+    out = frames
     if fault == "subtitles":
-        return _subtitles(frames, rng)
-    if fault == "watermark":
-        return _watermark(frames)
-    if fault == "freeze":
-        frames = frames.copy()
-        frames[len(frames) // 3 :] = frames[len(frames) // 3]
-        return frames
-    if fault == "blur":
-        return np.stack([cv2.GaussianBlur(f, (0, 0), frames.shape[1] / 32) for f in frames])
-    if fault == "dark":
-        return (frames * 0.08).astype(np.uint8)
-    if fault == "colour_drift":
+        out = _subtitles(frames, rng)
+    elif fault == "watermark":
+        out = _watermark(frames)
+    elif fault == "freeze":
+        out = frames.copy()
+        out[len(frames) // 3 :] = frames[len(frames) // 3]
+    elif fault == "blur":
+        out = np.stack([cv2.GaussianBlur(f, (0, 0), frames.shape[1] / 32) for f in frames])
+    elif fault == "dark":
+        out = (frames * 0.08).astype(np.uint8)
+    elif fault == "colour_drift":
         gain = 1 + np.linspace(0, 1, len(frames))[:, None] * np.array([0.45, -0.1, -0.45])
-        return np.clip(frames * gain[:, None, None], 0, 255).astype(np.uint8)
-    return frames
+        out = np.clip(frames * gain[:, None, None], 0, 255).astype(np.uint8)
+    return out
 
 
 def spoil_sound(pcm: np.ndarray, fault: str | None, rng: np.random.Generator) -> np.ndarray:

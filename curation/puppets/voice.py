@@ -119,7 +119,7 @@ def _syllable(tracks: _Tracks, at: int, voice: Voice, rng: np.random.Generator) 
         tracks.noise[at + onset - 3 : at + onset] = 0.2
     size = tracks.opening[vowel].size
     shape = np.sin(np.linspace(0.12, np.pi - 0.12, size)) ** 0.6 if size else np.zeros(0)
-    tracks.voiced[vowel] = stress * (0.35 + 0.65 * opening) * shape  # an open mouth radiates more
+    tracks.voiced[vowel] = stress * (0.15 + 0.85 * opening) * shape  # an open mouth radiates more
     tracks.opening[vowel] = stress * opening * shape
     tracks.width[vowel] = width
     return vowel.stop
@@ -146,8 +146,10 @@ def _synthesise(voice: Voice, tracks: _Tracks, rng: np.random.Generator) -> np.n
     hiss = rng.standard_normal(size)
     voiced = amplitude * (pulse + voice.breath * 0.5 * hiss)
     shaped = _formant_filter(voiced, tracks.formants * voice.tract)
+    level = np.sqrt(np.convolve(shaped**2, np.full(_WINDOW, 1 / _WINDOW), mode="same"))
+    shaped *= amplitude / (level + 0.05 * level.max() + 1e-9)  # loudness is the mouth's, not the formants'
     noise = np.interp(samples, np.arange(steps), tracks.noise) * np.diff(hiss, prepend=0.0)  # high-passed
-    pcm = shaped + 0.5 * noise
+    pcm = shaped + 1.5 * noise
     pcm = 0.16 * pcm / (np.sqrt(np.mean(pcm**2)) + 1e-9)
     return np.tanh(pcm * 1.1).astype(np.float32)
 

@@ -18,7 +18,7 @@ from configs.errors import EchoForgeError
 from curation.catalog import SAMPLES_PER_FRAME
 from curation.config import SyncConfig, SyncFitConfig
 from curation.sync import fitted
-from curation.sync.fitted import CROP, WINDOW, FittedSync, SmallSyncNet
+from curation.sync.fitted import CROP, FittedSync, SmallSyncNet
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ with a card in its metadata: domain, data digest, held-out AUC, threshold.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -64,7 +65,8 @@ def _conv(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 @cache
 def _mel_bank() -> Tensor:
     """Triangular filters, float32 [40, 257], 60..7600 Hz on the mel scale of O'Shaughnessy."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), MELS + 2)
+    low, high = (2595 * math.log10(1 + f / 700) for f in (60.0, 7600.0))
+    mel = np.linspace(low, high, MELS + 2)
     hz = 700 * (10 ** (mel / 2595) - 1)
     bins = np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE)
     rise = (bins - hz[:-2, None]) / (hz[1:-1] - hz[:-2])[:, None]
@@ -171,5 +173,6 @@ def read(path: Path) -> tuple[SmallSyncNet, dict[str, Any]]:
         net = SmallSyncNet()
         net.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise EchoForgeError(f"{path} is not a fitted SyncNet ({error}); `python cli.py sync fit` makes one.") from error
+        message = f"{path} is not a fitted SyncNet ({error}); `python cli.py sync fit` makes one."
+        raise EchoForgeError(message) from error
     return net, json.loads(meta["card"])

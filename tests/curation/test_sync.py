@@ -1,0 +1,219 @@
+"""Sync: SyncNet v2 as its package scores, the sign of offsets, corrections, and fitting on puppets."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy.io import wavfile
+
+from configs.errors import EchoForgeError, MissingWeights
+from configs.schema import load
+from curation.catalog import CLIPS, table
+from curation.puppets import make, sample
+from curation.sync import load_backend
+from curation.sync.base import CropNeed, SyncBackend, SyncScore, distance_matrix, summarise
+from curation.sync.correct import common, correct, delayed, offset_samples
+from curation.sync.crops import cut, square
+from curation.sync.fit import SyncClip, auc, fit_from_clips
+from curation.sync.fitted import FittedSync
+from curation.sync.gather import catalog_clips, catalog_rows, puppet_clip
+from curation.sync.syncnet_v2 import SyncNetV2, network
+
+TINY = load("tiny", []).curation
+SYNC = TINY.sync
+
+
+def _package_instance() -> ModuleType:
+    spec = importlib.util.find_spec("syncnet_python")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("syncnet-python is not installed")
+    path = Path(spec.submodule_search_locations[0]) / "SyncNetInstance.py"
+    inner = importlib.util.spec_from_file_location("_package_instance", path)
+    assert inner is not None and inner.loader is not None
+    module = importlib.util.module_from_spec(inner)
+    sys.modules["_package_instance"] = module
+    inner.loader.exec_module(module)
+    return module
+
+
+def _random_network() -> torch.nn.Module:
+    torch.manual_seed(4)
+    net = network().eval()
+    for name, value in net.state_dict().items():  # spread the activations, so that offsets have margins
+        if name.endswith("running_mean"):
+            value.normal_(0, 0.2)
+        elif name.endswith("weight") and value.ndim > 1:
+            value.mul_(2.0)
+    for last in (net.netfcaud[-1], net.netfclip[-1]):  # … and bring distances to the size that trained ones have
+        last.weight.data.mul_(0.005)
+    return net
+
+
+def test_syncnet_gives_the_numbers_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, net = _package_instance(), _random_network()
+    puppet = sample(1, 2, TINY.puppets, frames=34)
+    crops = np.stack([cv2.resize(f, (224, 224)) for f in puppet.frames])
+    pcm = np.round(puppet.pcm * 32768) / 32768
+    for index, crop in enumerate(crops):  # the package reads *.jpg by content: lossless PNG bytes under that name
+        (tmp_path / f"{index:06d}.jpg").write_bytes(cv2.imencode(".png", crop[..., ::-1])[1].tobytes())
+    wavfile.write(tmp_path / "audio.wav", 16_000, (pcm * 32768).astype(np.int16))
+    seen: list[torch.Tensor] = []
+    original = package.calc_pdist
+
+    def recorded(*args: object, **kwargs: object) -> list[torch.Tensor]:
+        rows = original(*args, **kwargs)
+        seen.append(torch.stack(rows))
+        return rows
+
+    monkeypatch.setattr(package, "calc_pdist", recorded)
+    options = SimpleNamespace(tmp_dir=str(tmp_path), batch_size=20, vshift=15)
+    with torch.inference_mode():
+        offset, conf, dist = package.SyncNetInstance(net, device="cpu").evaluate(options)
+    ours = SyncNetV2(net, dataclasses.replace(SYNC, batch_size=12)).score(crops, pcm.astype(np.float32))
+    assert ours.distances.shape == (29, 31)
+    np.testing.assert_allclose(ours.distances, seen[0].numpy(), atol=1e-4, rtol=0)
+    mean = np.sort(ours.mean)
+    assert mean[1] - mean[0] > 1e-3
+    assert ours.offset_frames == offset
+    assert (ours.conf, ours.dist) == pytest.approx((conf, dist), abs=1e-4)
+
+
+@pytest.mark.parametrize("late", [-5, -1, 0, 3])
+def test_sign_late_sound_has_a_negative_offset(late: int) -> None:
+    lips = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    sound = torch.roll(lips, late, 0)  # what is seen at frame i is heard at i + late
+    score = summarise(distance_matrix(lips, sound, 15, padded=True), 15)
+    assert score.offset_frames == -late
+    assert score.conf > 1
+
+
+def test_delaying_mends_early_sound_and_trimming_leaves_no_padding() -> None:
+    pcm = np.arange(1, 10 * 640 + 1, dtype=np.float32)
+    assert delayed(pcm, offset_samples(2))[2 * 640] == pcm[0]
+    assert delayed(pcm, offset_samples(-2))[0] == pcm[2 * 640]
+    crops = np.arange(10)
+    for offset in (-3, 2):
+        seen, heard = common(crops, pcm, offset)
+        assert len(heard) == len(seen) * 640
+        assert heard[0] == delayed(pcm, offset_samples(offset))[seen[0] * 640]
+        assert heard.min() > 0
+
+
+class _Told:
+    """A backend that answers with what the sound says: its first value is the offset, its second the confidence."""
+
+    name, crop, threshold = "told", CropNeed("mouth", 32, gray=True), 1.0
+
+    def score(self, crops: np.ndarray, pcm: np.ndarray) -> SyncScore:
+        frames = int(pcm[0]) - int(crops[0, 0, 0])
+        return SyncScore(frames, float(pcm[1]), 0.5, np.zeros((1, 31), np.float32))
+
+    def score_many(self, clips: object) -> list[SyncScore]:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(("offset", "conf", "state"), [(0, 2, "in_sync"), (7, 2, "too_far"), (0, 0.5, "foreign")])
+def test_states_of_a_correction(offset: int, conf: float, state: str) -> None:
+    backend: SyncBackend = _Told()
+    pcm = np.full(60 * 640, conf, np.float32)
+    pcm[0] = offset
+    result = correct(backend, np.zeros((60, 32, 32), np.uint8), pcm, SYNC)
+    assert (result.state, result.offset_samples) == (state, 0)
+    assert result.good == (state == "in_sync")
+
+
+def test_an_offset_that_stays_after_the_correction_is_rejected() -> None:
+    pcm = np.full(60 * 640, 4.0, np.float32)  # says 4 frames whatever is done to it
+    result = correct(_Told(), np.zeros((60, 32, 32), np.uint8), pcm, SYNC)
+    assert (result.state, result.residual) == ("unstable", 4)
+
+
+def test_crops_are_where_the_box_is() -> None:
+    image = np.zeros((100, 120, 3), np.uint8)
+    image[60:80, 40:60] = 255
+    need = CropNeed("mouth", 32, gray=True)
+    place = square(need, np.array([25.0, 10, 75, 90]), np.array([40.0, 60, 60, 80]))
+    crop = cut(image, place, need)
+    assert crop.shape == (32, 32)
+    assert crop[16, 16] == 255
+    assert crop[0, 0] == 0
+    rows, columns = np.nonzero(crop > 127)
+    assert (rows.mean(), columns.mean()) == pytest.approx((15.5, 15.5), abs=0.6)
+
+
+def test_nothing_is_used_that_is_not_named(tmp_path: Path) -> None:
+    assert load_backend(SYNC) is None
+    for preset in ("tiny", "wan2.1-fun-1.3b"):
+        assert load(preset, []).curation.sync.fitted is None
+    with pytest.raises(MissingWeights, match=r"sync\.fitted"):
+        load_backend(dataclasses.replace(SYNC, backend="fitted"))
+    wrong = tmp_path / "wrong.model"
+    wrong.write_bytes(b"no weights")
+    for backend in ("fitted", "syncnet_v2"):
+        named = dataclasses.replace(SYNC, backend=backend, fitted=str(wrong), weights=str(wrong))
+        with pytest.raises(EchoForgeError, match=r"wrong\.model is not"):
+            load_backend(named)  # type: ignore[arg-type]
+
+
+def _clips(seed: int, count: int, frames: int) -> list[SyncClip]:
+    return [puppet_clip(str(i), sample(seed, i, TINY.puppets, frames=frames)) for i in range(count)]
+
+
+def test_a_short_fit_learns_writes_a_card_and_loads(tmp_path: Path) -> None:
+    few = dataclasses.replace(SYNC, fit=dataclasses.replace(SYNC.fit, steps=30, batch=8))
+    out = tmp_path / "fitted.safetensors"
+    report = fit_from_clips(_clips(0, 12, 50), out, few, domain="puppets")
+    assert np.mean(report.losses[-5:]) < 0.9 * report.losses[0]
+    backend = FittedSync.load(dataclasses.replace(few, fitted=str(out)))
+    assert backend.card == report.card
+    assert (backend.card["domain"], backend.card["held_out_clips"]) == ("puppets", 2)
+    with pytest.raises(EchoForgeError, match="at least"):
+        fit_from_clips(_clips(0, 2, 40), out, few, domain="puppets")
+
+
+def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
+    (truth,) = make(tmp_path, 1, 0, TINY.puppets, faults=False)
+    faces, mouths, at = truth["face_boxes"], truth["mouth_boxes"], [2, 12, 22, 32]
+    track = {
+        "track_id": 0,
+        "boxes": [faces[10 + i] for i in at],
+        "mouth_boxes": [mouths[10 + i] for i in at],
+        "box_frames": at,
+    }
+    row = {"clip_id": "c", "video_id": "v", "source_uri": str(tmp_path / truth["file"]), "start_frame": 10,
+           "end_frame": 43, "width": 96, "height": 96, "tracks": [track], "active_track": 0, "verdict": "hold"}
+    (tmp_path / "clips").mkdir()
+    rejected = row | {"verdict": "reject", "source_uri": "never read"}
+    pq.write_table(table([row, rejected], CLIPS), tmp_path / "clips" / "part.parquet")
+    (clip,) = catalog_clips(catalog_rows(tmp_path))
+    assert (clip.source, clip.crops.shape, clip.pcm.shape) == ("v", (33, 32, 32), (33 * 640,))
+    assert np.corrcoef(sample(0, 0, TINY.puppets).pcm[6400 : 43 * 640], clip.pcm)[0, 1] > 0.95
+    with pytest.raises(EchoForgeError, match="no catalog"):
+        next(catalog_rows(tmp_path / "nowhere"))
+
+
+@pytest.mark.slow
+def test_a_fit_on_sixty_puppets_tells_shifts_apart(tmp_path: Path) -> None:
+    out = tmp_path / "fitted.safetensors"
+    fit_from_clips(_clips(0, 60, 75), out, SYNC, domain="puppets")
+    backend = FittedSync.load(dataclasses.replace(SYNC, fitted=str(out)))
+    good, shifted, near = [], [], []
+    for clip in _clips(9, 24, 80):
+        for late in (0, -10, -5, -3, 3, 4, 7):
+            crops, pcm = clip.crops[10:70], clip.pcm[(10 - late) * 640 : (70 - late) * 640]
+            score = backend.score(crops, pcm)
+            (shifted if late else good).append(score.conf_at_zero)
+            near.append(abs(score.offset_frames + late) <= 1)
+            state = correct(backend, crops, pcm, SYNC).state
+            assert state == ("in_sync" if late == 0 else "too_far" if abs(late) > 6 else "corrected")
+    assert auc(np.array(good), np.array(shifted)) >= 0.99
+    assert np.mean(near) >= 0.95
