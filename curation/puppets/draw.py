@@ -153,8 +153,8 @@ def _shade(canvas: _Canvas, identity: Identity, rx: float, ry: float) -> None:
 
     light = 1.0 - 0.26 * (((xx - x) / rx) ** 2 + 0.6 * ((yy - y) / ry) ** 2).clip(0, 1.4) ** 1.5 - 0.05 * (xx - x) / rx
     for sign in (-1, 1):
-        light -= 0.24 * blob(x + sign * identity.eye_gap, EYE_Y - 0.5, 5.5, 3.4)
-        light += 0.13 * blob(x + sign * 11.5, EYE_Y + 11.5, 5.0, 4.0)
+        light -= 0.34 * blob(x + sign * identity.eye_gap, EYE_Y - 0.5, 6.0, 3.6)
+        light += 0.18 * blob(x + sign * 11.0, EYE_Y + 10.5, 5.5, 4.5)
         light -= 0.12 * blob(x + sign * 4.6, EYE_Y + 9, 1.6, 3.5)
     light += 0.17 * blob(x, EYE_Y + 3.5, 1.9, 7.5) + 0.10 * blob(x, EYE_Y - 12, 11, 5)
     light -= 0.10 * blob(x, MOUTH_Y + 7.5, 5.5, 1.6)
@@ -285,7 +285,7 @@ def render(
 def _pose(x: float, y: float, angle: float, centre: float, zoom: float) -> np.ndarray:
     """2 × 3 matrix in px at 96: turn about the neck, scale about the bottom centre, move."""
     matrix = cv2.getRotationMatrix2D((FACE[0], 74.0), angle, zoom)
-    matrix[:, 2] += np.array([x * zoom + centre - FACE[0], y * zoom + (zoom - 1) * 12.0])
+    matrix[:, 2] += np.array([x * zoom + centre - FACE[0], y * zoom + (zoom - 1) * (12.0 if zoom > 1 else -24.0)])
     return matrix
 
 
