@@ -1,0 +1,122 @@
+"""What can be asked of a catalog, and decided anew, without decoding anything."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.errors import EchoForgeError
+from curation.catalog import CLIPS, VIDEOS
+from curation.config import CurationConfig
+from curation.decide import RuleResult
+from curation.decide import explain as explain_row
+from pipeline import store
+from pipeline.curate import CurateSummary, decide, publish, summarise
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a catalog is."""
+
+    catalog: str
+    videos: dict[str, int]
+    clips: dict[str, int]
+    errors: list[tuple[str, str]]  # file, sentence
+    progress: dict[str, Any] | None
+
+    def __str__(self) -> str:
+        count = ", ".join(f"{n} {v}" for v, n in sorted(self.videos.items()))
+        lines = [f"{self.catalog}: {sum(self.videos.values())} videos ({count})"]
+        lines.append("clips: " + (", ".join(f"{n} {v}" for v, n in sorted(self.clips.items())) or "none"))
+        if self.progress:
+            lines.append(f"last run: {self.progress['done']} of {self.progress['total']} videos done")
+        lines += [f"error: {uri}: {sentence}" for uri, sentence in self.errors[:50]]
+        if len(self.errors) > 50:
+            lines.append(f"… and {len(self.errors) - 50} more")
+        return "\n".join(lines)
+
+    def __rich__(self) -> str:
+        return str(self).replace("[", r"\[")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every rule for one clip."""
+
+    row: dict[str, Any]
+    results: list[RuleResult]
+
+    def __str__(self) -> str:
+        row = self.row
+        lines = [
+            f"clip {row['clip_id']}: {row['source_uri']}, {row['start_s']:.2f}-{row['end_s']:.2f} s: {row['verdict']}"
+        ]
+        for r in self.results:
+            score = "not measured" if r.score is None else (f"{r.score:.3g}" if isinstance(r.score, float) else r.score)
+            limit = "" if r.limit is None else (f"{r.limit:g}" if isinstance(r.limit, (int, float)) else r.limit)
+            lines.append(f"  {'ok  ' if r.passed else r.outcome:<6} {r.code:<14} {score!s:>14} {r.op:>6} {limit:<8} {r.sentence}")
+        return "\n".join(lines)
+
+    def __rich__(self) -> str:
+        return str(self).replace("[", r"\[")
+
+
+def read(catalog_dir: str, name: str, schema: pa.Schema) -> pa.Table:
+    """One table of a catalog.
+
+    Raises:
+        EchoForgeError: there is none.
+    """
+    tables = []
+    for part in store.listing(store.join(catalog_dir, name), ".parquet"):
+        with store.parquet(part.url) as file:
+            tables.append(file.read(columns=schema.names).select(schema.names).cast(schema))
+    if not tables:
+        raise EchoForgeError(f"'{catalog_dir}' holds no catalog ({name}/*.parquet); make one with `curate`.")
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def status(catalog_dir: str) -> Status:
+    """Counts by verdict, and the files that could not be used with their sentences."""
+    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
+    broken = videos.filter(pc.equal(videos["verdict"], "error"))
+    url = store.join(catalog_dir, "status.json")
+    return Status(
+        catalog_dir,
+        dict(Counter(videos["verdict"].to_pylist())),
+        dict(Counter(clips["verdict"].to_pylist())),
+        list(zip(broken["source_uri"].to_pylist(), broken["error"].to_pylist(), strict=True)),
+        json.loads(store.read_bytes(url)) if store.exists(url) else None,
+    )
+
+
+def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
+    """Every score of a clip against its threshold; the clip by its id or the beginning of it.
+
+    Raises:
+        EchoForgeError: no such clip, or several.
+    """
+    clips = read(catalog_dir, "clips", CLIPS)
+    found = clips.filter(pc.starts_with(clips["clip_id"], clip))
+    ids = sorted(set(found["clip_id"].to_pylist()))
+    if len(ids) != 1:
+        hint = f"'{clip}' begins {len(ids)} ids" if ids else f"no clip's id begins with '{clip}'"
+        raise EchoForgeError(f"{hint} in {catalog_dir}; see the clip_id column of clips/*.parquet.")
+    row = found.slice(0, 1).to_pylist()[0]
+    return Explanation(row, explain_row(row, cfg))
+
+
+def redecide(catalog_dir: str, config: Any) -> CurateSummary:
+    """New verdicts from the scores in the tables; decodes nothing."""
+    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
+    videos, clips = decide(videos, clips, config.curation)
+    url = store.join(catalog_dir, "run.json")
+    before = json.loads(store.read_bytes(url)) if store.exists(url) else {}
+    facts = {key: before[key] for key in ("seconds", "video_seconds", "sources") if key in before}
+    report = publish(catalog_dir, videos, clips, config, facts)
+    return summarise(catalog_dir, videos, clips, 0, 0.0, [], report)
