@@ -204,7 +204,7 @@ class _Analysis:
 
     def _row(self, span: Span) -> dict[str, Any]:
         info = self._info
-        tracks = self._tracks(span)
+        tracks, numbers = self._tracks(span)
         context = ClipContext(info.width, info.height, info.fps, tuple(tracks), _largest(tracks))
         row: dict[str, Any] = {
             "clip_id": catalog.clip_id(info.video_id, span.start, span.end),
@@ -220,7 +220,7 @@ class _Analysis:
         for operator in self._operators:
             row |= operator.clip(span, context)
         if self._sound.present:
-            row |= self._sounds(span, tracks)
+            row |= self._sounds(span, tracks, numbers)
         active = row.setdefault("active_track", context.active)
         best = tracks[active] if active is not None else None
         row |= {
@@ -231,13 +231,14 @@ class _Analysis:
         }
         return row
 
-    def _tracks(self, span: Span) -> list[dict[str, Any]]:
-        """The catalog's track rows: every face that is in enough of the clip."""
+    def _tracks(self, span: Span) -> tuple[list[dict[str, Any]], list[int]]:
+        """The catalog's track rows, numbered from 0 within the clip, and the tracker's own numbers of them."""
         places: dict[int, dict[int, TrackBox]] = defaultdict(dict)
         for frame in range(span.start, span.end):
             for box in self._seen[frame].boxes if frame in self._seen else []:
                 places[box.track][frame - span.start] = box
-        rows = []
+        rows: list[dict[str, Any]] = []
+        numbers: list[int] = []
         for number, found in sorted(places.items()):
             if len(found) < _PRESENT * len(span) or self._hits(number, span) < self._least_hits(span):
                 continue
@@ -246,7 +247,7 @@ class _Analysis:
             kept = [f for f in found if f % _BOX_EVERY == 0 or f == len(span) - 1] or list(found)[:1]
             rows.append(
                 {
-                    "track_id": number % 32768,
+                    "track_id": len(rows),
                     "boxes": [found[f].box.tolist() for f in kept],
                     "mouth_boxes": [found[f].mouth.tolist() for f in kept],
                     "box_frames": kept,
@@ -255,7 +256,8 @@ class _Analysis:
                     "frac_present": len(found) / len(span),
                 }
             )
-        return rows
+            numbers.append(number)
+        return rows, numbers
 
     def _hits(self, number: int, span: Span) -> int:
         track = next((t for t in self._tracker.tracks if t.number == number), None)
@@ -267,7 +269,7 @@ class _Analysis:
 
     # ---- sound and sync -------------------------------------------------------------------------------------------
 
-    def _sounds(self, span: Span, tracks: list[dict[str, Any]]) -> dict[str, Any]:
+    def _sounds(self, span: Span, tracks: list[dict[str, Any]], numbers: list[int]) -> dict[str, Any]:
         heard = self._sound.read(span.start, span.end)
         values: dict[str, Any] = {}
         for listener in self._listeners:
@@ -275,7 +277,12 @@ class _Analysis:
         backend = self._backends.sync
         if backend is None:
             return values
-        scored = {i: c for i, t in enumerate(tracks) if (c := self._score(span, t, heard.pcm, backend)) is not None}
+        scored = {
+            i: result
+            for i, (track, number) in enumerate(zip(tracks, numbers, strict=True))
+            if track["frac_present"] >= _SCORED
+            and (result := self._score(span, number, heard.pcm, backend)) is not None
+        }
         for i, result in scored.items():
             tracks[i] |= {
                 "av_offset": _small(result.score.offset_frames),
@@ -287,11 +294,8 @@ class _Analysis:
         speaking = max(scored, key=lambda i: scored[i].score.conf)
         return values | {"active_track": speaking} | _sync_columns(scored[speaking], backend)
 
-    def _score(self, span: Span, track: dict[str, Any], pcm: np.ndarray, backend: SyncBackend) -> Correction | None:
+    def _score(self, span: Span, number: int, pcm: np.ndarray, backend: SyncBackend) -> Correction | None:
         """The longest unbroken stretch of a track's crops against its sound; None where there is too little."""
-        if track["frac_present"] < _SCORED:
-            return None
-        number = track["track_id"]
         have = [f for f in range(span.start, span.end) if f in self._seen and number in self._seen[f].crops]
         runs = np.split(np.asarray(have), np.flatnonzero(np.diff(have) > 1) + 1) if have else []
         run = max(runs, key=len, default=np.empty(0, int))

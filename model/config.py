@@ -178,20 +178,16 @@ class TeaCacheConfig:
 
 @dataclass(frozen=True)
 class LongVideoConfig:
-    """Videos longer than one window.
+    """Videos longer than one window: overlapping windows are denoised together (Eq. 4, 5).
 
     Attributes:
-        mode: `blend` denoises overlapping windows together (Eq. 4, 5); `prefix` continues chunk by chunk.
-        window: latent frames of one window or chunk.
-        overlap: latent frames that neighbouring windows share, N of Eq. 5. `blend`.
-        prefix_frames: video frames, 4k+1, that a chunk takes over from the one before. `prefix`.
+        window: latent frames of one window.
+        overlap: latent frames that neighbouring windows share, N of Eq. 5.
         anchor: condition of later windows: `reference` = the clip's first frame, as released; `none` = nothing given.
     """
 
-    mode: Literal["blend", "prefix"]
     window: int
     overlap: int
-    prefix_frames: int
     anchor: Literal["reference", "none"]
 
 

@@ -69,6 +69,17 @@ class ShardsConfig:
 
 
 @dataclass(frozen=True)
+class GatherConfig:
+    """Gathering of negatives: generation by a checkpoint, measures, flags."""
+
+    share: WorkerShare
+    batch: int  # videos generated together
+    quantile: float  # a measure beyond this quantile of real clips …
+    margin: float  # … by so many interquartile ranges of them is flagged
+    device: str
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """All sections that `pipeline/` reads."""
 
@@ -76,3 +87,4 @@ class PipelineConfig:
     buckets: BucketsConfig
     encode: EncodeConfig
     shards: ShardsConfig
+    gather: GatherConfig

@@ -98,10 +98,19 @@ def loss_plot(curves: Sequence[Curve], stages: Sequence[tuple[str, int]]) -> str
             if len(values) > 60:  # a dense training curve: faint points, strong median
                 axes.plot(steps, values, ".", ms=2, alpha=0.25, color=f"C{number}")
                 values = _running_median(values, 15)
-            axes.plot(steps, values, label=curve.label, color=f"C{number}", marker="o" if len(values) < 20 else None, ms=4)
+            axes.plot(
+                steps, values, label=curve.label, color=f"C{number}", marker="o" if len(values) < 20 else None, ms=4
+            )
         for name, first in stages:
             axes.axvline(first, color="0.7", lw=0.8, ls=":")
-            axes.annotate(name, (first, 1), xycoords=("data", "axes fraction"), xytext=(3, -10), textcoords="offset points", color="0.4")
+            axes.annotate(
+                name,
+                (first, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -10),
+                textcoords="offset points",
+                color="0.4",
+            )
         axes.set(xlabel="step", ylabel="flow-matching loss", ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -1,0 +1,76 @@
+"""The SFT–NDPO cycle: train until a `negatives` stage, gather, let people review or accept the flags, train on."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configs.schema import Config
+from curation.review import tables
+from train import negatives
+from train.run import TrainOutcome, train
+from workflows.gather import gather
+
+
+@dataclass(frozen=True)
+class CycleSummary:
+    """Where the run stands, and what to do next."""
+
+    outcome: TrainOutcome
+    gathered: list[str]
+    next_step: str | None
+
+    def __str__(self) -> str:
+        o = self.outcome
+        words = {"finished": "finished", "paused": "paused", "needs_negatives": f"waiting at stage '{o.stage}'"}[
+            o.status
+        ]
+        lines = [*self.gathered, f"run {o.checkpoint.parent}: {words} at step {o.step}; checkpoint {o.checkpoint.name}"]
+        return "\n".join(lines + ([self.next_step] if self.next_step else []))
+
+
+def run_cycle(
+    dataset: str,
+    out: Path,
+    config: Config,
+    *,
+    max_steps: int | None = None,
+    review: bool = False,
+    ray_address: str | None = None,
+) -> CycleSummary:
+    """Train through all stages, gathering negatives where the configuration has a stage for it.
+
+    Args:
+        max_steps: stop after so many steps in all; the same command continues.
+        review: at a `negatives` stage stop until every gathered sample has been reviewed (or `negatives` decided).
+
+    Under torchrun ranks never start Ray: the run stops at a `negatives` stage and says which command gathers.
+    """
+    notes: list[str] = []
+    while True:
+        outcome = train(
+            dataset, out, config.model, config.train, seed=config.seed, max_steps=max_steps, accept_flags=not review
+        )
+        if outcome.status != "needs_negatives":
+            return CycleSummary(outcome, notes, None)
+        assert outcome.stage is not None
+        if "RANK" in os.environ:
+            step = f"next: python cli.py negatives gather {out} {dataset}, then run the same command again"
+            return CycleSummary(outcome, notes, step)
+        on_gpu = torch.cuda.is_available()
+        notes.append(str(gather(out, dataset, outcome.stage, config, inline=not on_gpu, ray_address=ray_address)))
+        folder = negatives.folder(out, outcome.stage)
+        if review and not _reviewed(folder):
+            step = (
+                f"next: python cli.py negatives review {out} --stage {outcome.stage}, then run the same command again"
+            )
+            return CycleSummary(outcome, notes, step)
+
+
+def _reviewed(folder: Path) -> bool:
+    """Has somebody said something of every sample?"""
+    gathered, said = tables.samples(folder), tables.effective(tables.reviews(folder))
+    return set(gathered.column("negative_id").to_pylist()) <= set(said["negative_id"])

@@ -1,0 +1,234 @@
+"""A talking video from files: a picture (or a video) of a person, a voice, and a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.errors import EchoForgeError
+from configs.schema import Config
+from curation import backends as curation_backends
+from curation.analyse import analyse_video
+from curation.catalog import FPS, SAMPLES_PER_FRAME
+from curation.clipread import read_clip
+from curation.clipwrite import write_video
+from curation.faces import load_detector
+from curation.media import VideoFile
+from curation.soundread import SoundReader
+from model import conditions, masks
+from model.codecs import load_codec
+from model.encoders import load_audio_encoder, load_image_encoder, load_text_encoder, pad_text
+from model.encoders.audio import network_audio
+from model.sampler import SamplerInputs, sample
+from pipeline import buckets
+from workflows.networks import autocast_for, load_network
+
+TASKS = ("i2v", "lip_sync", "avatar_sync")
+_CHUNK = 250  # frames of sound read at a time
+
+
+@dataclass(frozen=True)
+class GenerateSummary:
+    """What was made."""
+
+    path: Path
+    frames: int
+    width: int
+    height: int
+    note: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.frames} frames ({self.frames / FPS:.1f} s) of {self.width}x{self.height}. {self.note}"
+        )
+
+
+def generate(
+    checkpoint: str | Path,
+    config: Config,
+    *,
+    audio: Path,
+    out: Path,
+    image: Path | None = None,
+    video: Path | None = None,
+    prompt: str = "",
+    task: str = "i2v",
+    seconds: float | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> GenerateSummary:
+    """Generate one video with sound.
+
+    Args:
+        checkpoint: a run, a checkpoint folder, or a weights file.
+        image: for `i2v`: a picture, or a video whose first frame is taken.
+        video: for `lip_sync` and `avatar_sync`: the video whose mouth (face) is generated anew.
+        seconds: length; by default that of the sound (and of ``video``).
+
+    Raises:
+        EchoForgeError: a file that cannot be used, no face where one is needed, or weights that do not fit.
+    """
+    if task not in TASKS:
+        raise EchoForgeError(f"task '{task}' is unknown; it is one of {', '.join(TASKS)}.")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    pcm = read_sound(audio)
+    frames = len(pcm) // SAMPLES_PER_FRAME if seconds is None else round(seconds * FPS)
+    if task == "i2v":
+        if image is None:
+            raise EchoForgeError("task i2v needs --image: a picture or a video of the person.")
+        given, pixel_mask, face = _picture(image, frames, config)
+    else:
+        if video is None:
+            raise EchoForgeError(f"task {task} needs --video: the video that is to speak.")
+        given, pixel_mask, face = _video(video, frames, task, config)
+    count = given.shape[1]
+    inputs = _conditions(given, pixel_mask, face, pcm[: count * SAMPLES_PER_FRAME], pcm, prompt, config, device)
+    network = load_network(checkpoint, config.model.transformer, device)
+    latents = sample(
+        network, inputs, config.model.sampler, config.model.guidance, config.model.phda,
+        seeds=[seed], device=device, autocast=autocast_for(device),
+    )  # fmt: skip
+    codec = load_codec(config.model.codec, device)
+    with torch.inference_mode():
+        pixels = codec.decode(latents)[0]
+    shown = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
+    sound = np.pad(pcm, (0, max(0, count * SAMPLES_PER_FRAME - len(pcm))))[: count * SAMPLES_PER_FRAME]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_video(out, shown, sound)
+    note = "" if config.model.codec.kind == "wan" else (
+        "Made with the weight-free stand-in codec and encoders of this preset: blurry by construction, no measure of quality."
+    )  # fmt: skip
+    return GenerateSummary(out, count, shown.shape[2], shown.shape[1], note)
+
+
+def read_sound(path: Path) -> np.ndarray:
+    """The whole sound of a file, float32 mono 16 kHz.
+
+    Raises:
+        EchoForgeError: no sound in it.
+    """
+    parts: list[np.ndarray] = []
+    with SoundReader(str(path), 0.0) as sound:
+        if not sound.present:
+            raise EchoForgeError(f"{path} has no sound; give a file with the voice.")
+        start = 0
+        while True:
+            part = sound.read(start, start + _CHUNK)
+            parts.append(part.pcm[: round(part.measured * len(part.pcm))])
+            if part.measured < 1:
+                break
+            start += _CHUNK
+            sound.forget(start)
+    pcm = np.concatenate(parts)
+    if len(pcm) < 5 * SAMPLES_PER_FRAME:
+        raise EchoForgeError(f"{path} has {len(pcm) / 16000:.2f} s of sound; at least 0.2 s is needed.")
+    return pcm
+
+
+def _picture(path: Path, frames: int, config: Config) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Video [3, F, H, W] in −1..1 whose first frame is the picture, pixel mask, face boxes [F, 4] or None."""
+    frames = max(5, (frames - 1) // 4 * 4 + 1)
+    shown = _open_picture(path)
+    faces = load_detector(config.curation.faces).detect(shown)
+    box = max(faces, key=lambda f: float(f.box[2] - f.box[0])).box if faces else None
+    row = _row(shown.shape[1], shown.shape[0], box)
+    (width, height), rect = _fit(row, config, path)
+    import cv2
+
+    cut = shown[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w]
+    small = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA if rect.w > width else cv2.INTER_CUBIC)
+    video = torch.zeros(3, frames, height, width)
+    video[:, 0] = torch.from_numpy(small).permute(2, 0, 1).float() / 127.5 - 1
+    face = None
+    if box is not None:
+        scale = np.array([width / rect.w, height / rect.h] * 2, np.float32)
+        face = torch.tensor((box - np.array([rect.x, rect.y] * 2)) * scale, dtype=torch.float32).expand(frames, 4)
+    return video, masks.pixel_mask("i2v", frames, height, width), face
+
+
+def _video(path: Path, frames: int, task: str, config: Config) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The first clip of a video that has a face, its mask and face boxes."""
+    found, clips = analyse_video(str(path), config.curation, backends=curation_backends.load(config.curation))
+    if found.get("verdict") == "error":
+        raise EchoForgeError(f"{path}: {found['error']}")
+    clip = next((c for c in clips if c["tracks"]), None)
+    if clip is None:
+        raise EchoForgeError(f"{path} has no clip with a steady face; task {task} needs one.")
+    count = min(frames, clip["end_frame"] - clip["start_frame"])
+    count = max(5, (count - 1) // 4 * 4 + 1)
+    (width, height), rect = _fit(clip, config, path)
+    start = clip["start_frame"]
+    seen = read_clip(
+        str(path), start, start + count, width=width, height=height,
+        crop={"x": rect.x, "y": rect.y, "w": rect.w, "h": rect.h},
+    )  # fmt: skip
+    track = buckets.active_track(clip)
+    boxes = {
+        name: torch.from_numpy(buckets.frame_boxes(track, name, 0, count, rect, (width, height)))
+        for name in ("mouth_boxes", "boxes")
+    }
+    face, mouth = boxes["boxes"], boxes["mouth_boxes"]
+    mask = masks.pixel_mask(task, count, height, width, face_boxes=face, mouth_boxes=mouth)
+    video = torch.from_numpy(np.ascontiguousarray(seen.frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
+    return video, mask, face
+
+
+def _conditions(
+    video: Tensor, pixel_mask: Tensor, face: Tensor | None, pcm: np.ndarray, whole: np.ndarray, prompt: str,
+    config: Config, device: str,
+) -> SamplerInputs:  # fmt: skip
+    """Everything that the sampler takes, for one video; the same encoders and slicing as in sharding."""
+    model = config.model
+    count = video.shape[1]
+    with torch.inference_mode():
+        codec = load_codec(model.codec, device)
+        latents = codec.encode(conditions.masked_video(video, pixel_mask)[None].to(device))[0]
+        cond = torch.cat([masks.latent_mask(pixel_mask).to(latents), latents])
+        text = load_text_encoder(model.text_encoder, device)
+        rows = text.encode([prompt, *model.guidance.prompts.values()])
+        image = load_image_encoder(model.image_encoder, device).encode(video[:, 0][None].to(device))
+        sound = load_audio_encoder(model.audio_encoder, device)
+        features = sound.encode(np.pad(whole, (0, max(0, count * SAMPLES_PER_FRAME - len(whole)))))
+        cut = sound.slice(features, 0, count, model.audio_encoder.context_frames)
+    audio, valid, frame0 = network_audio(sound.variant, cut.tokens, cut.frame0, cut.valid, count, cut.tokens_per_frame)
+    mask = None
+    if config.train.tasks.face_mask and face is not None:
+        mask = masks.face_token_mask(face, count, video.shape[2], video.shape[3])[None]
+    return SamplerInputs(
+        cond=cond[None].float(), text=pad_text(rows[:1]).float(),
+        negatives=dict(zip(model.guidance.prompts, (r.float() for r in rows[1:]), strict=True)), image=image.float(),
+        audio=audio[None].float(), audio_valid=None if valid is None else valid[None], audio_frame0=frame0,
+        tokens_per_frame=cut.tokens_per_frame, face_mask=mask,
+    )  # fmt: skip
+
+
+def _open_picture(path: Path) -> np.ndarray:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    except UnidentifiedImageError:
+        with VideoFile(str(path), identify=False) as video:
+            first = next(video.frames())
+            return first.picture(video.info.width, video.info.height)
+    except OSError as error:
+        raise EchoForgeError(f"{path} cannot be read ({error}); give a picture or a video.") from error
+
+
+def _row(width: int, height: int, box: np.ndarray | None) -> dict[str, Any]:
+    """As much of a clip's row as choosing a bucket looks at."""
+    tracks = [] if box is None else [{"track_id": 0, "boxes": [box.tolist()], "mouth_boxes": [], "box_frames": [0]}]
+    return {"width": width, "height": height, "tracks": tracks, "active_track": 0, "letterbox": None, "crop": None}
+
+
+def _fit(row: dict[str, Any], config: Config, path: Path) -> Any:
+    fit = buckets.choose(row, config.pipeline.buckets)
+    if fit is None:
+        raise EchoForgeError(f"{path} ({row['width']}x{row['height']}) is too small for every bucket of this preset.")
+    return fit

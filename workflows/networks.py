@@ -1,0 +1,49 @@
+"""A transformer for generating, from whatever the user points at: a run, a checkpoint, or a file of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from configs.errors import EchoForgeError
+from model.checkpoint import load_into, load_transformer, load_weights
+from model.config import TransformerConfig
+from model.transformer import EchoMimicTransformer
+from train import checkpoint
+
+
+def load_network(
+    where: str | Path, cfg: TransformerConfig, device: str, weights: checkpoint.Weights = "ema"
+) -> EchoMimicTransformer:
+    """The transformer with fp32 weights, ready to generate.
+
+    Args:
+        where: a run's folder (its last checkpoint), a ``step-…`` folder, or a weights file.
+        weights: of a checkpoint: the average or the raw ones.
+
+    Raises:
+        EchoForgeError: nothing there, or weights of another network.
+    """
+    path = Path(where)
+    if path.is_file():
+        return load_transformer(cfg, path, device=device, dtype=torch.float32).eval()
+    step = path if (path / checkpoint.PROGRESS_FILE).is_file() else checkpoint.latest(path) if path.is_dir() else None
+    if step is None:
+        raise EchoForgeError(f"{where} is neither a run with a checkpoint, a checkpoint, nor a weights file.")
+    network = EchoMimicTransformer(cfg)
+    exported = step / f"{weights}.safetensors"
+    if exported.is_file():
+        load_into(network, load_weights(exported), source=str(exported))
+    else:
+        checkpoint.load_weights(step, network, weights)
+    return network.to(device).eval()
+
+
+def autocast_for(device: str) -> torch.dtype | None:
+    """bf16 where it is fast: on GPUs, and on CPUs that multiply it natively."""
+    if device.startswith("cuda") or (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        return torch.bfloat16
+    return None
