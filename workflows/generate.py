@@ -47,6 +47,9 @@ class GenerateSummary:
             f"{self.path}: {self.frames} frames ({self.frames / FPS:.1f} s) of {self.width}x{self.height}. {self.note}"
         )
 
+    def __rich__(self) -> str:
+        return str(self).replace("[", r"\[")
+
 
 def generate(
     checkpoint: str | Path,
