@@ -107,7 +107,8 @@ class FramePass:
     def _check(self) -> None:
         promised, got = self._video.info.duration_s, self.ticks / FPS
         if promised and got < self._cfg.min_decoded * promised:
-            raise MediaError("decode", f"the file is truncated: {got:.1f} s of {promised:.1f} s of video can be decoded.")
+            message = f"the file is truncated: {got:.1f} s of {promised:.1f} s of video can be decoded."
+            raise MediaError("decode", message)
         broken = len(self.damaged) + self._video.damaged_packets
         if broken > self._cfg.max_damaged * max(1, self.frames):
             raise MediaError("decode", f"{broken} of about {self.frames} frames are damaged; find a better copy.")
