@@ -73,9 +73,12 @@ def analyse_video(
         return _error_row(uri, error.stage, str(error)) | extra, []
     except EchoForgeError as error:
         return _error_row(uri, "analyse", str(error)) | extra, []
-    for clip in clips:
-        clip["captions"] = captions(uri, clip, cfg.captions, caption)
-        clip["speaker"] = speaker
+    try:
+        for clip in clips:
+            clip["captions"] = captions(uri, clip, cfg.captions, caption)
+            clip["speaker"] = speaker
+    except EchoForgeError as error:
+        return _error_row(uri, "captions", str(error)) | extra, []
     return row, clips
 
 

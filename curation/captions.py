@@ -46,13 +46,19 @@ def sidecar(uri: str, cfg: CaptionsConfig) -> list[Caption]:
         return []
     for suffix, reader in ((".txt", _text), (".json", _json)):
         file = path.with_suffix(suffix)
-        if file != path and file.is_file():
+        if file != path and file.is_file() and is_text(file):
             return reader(file)
     for name in ("captions.csv", "captions.parquet"):
         table = path.parent / name
         if table.is_file() and (text := _table(str(table), table.stat().st_mtime_ns, cfg.column).get(path.name)):
             return [_caption(text, f"sidecar:{name}")]
     return []
+
+
+def is_text(file: Path) -> bool:
+    """No zero byte near the start: a video that was named ``.txt`` by mistake is no caption."""
+    with file.open("rb") as stream:
+        return b"\0" not in stream.read(4096)
 
 
 def given(text: str | None) -> list[Caption]:

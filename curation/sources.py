@@ -87,10 +87,9 @@ def _file(name: str, cfg: CurationConfig) -> Iterator[Source]:
 
 def _folder(root: str) -> Iterator[Source]:
     paths = sorted(p for p in Path(root).rglob("*") if p.is_file())
-    media = {p.with_suffix("") for p in paths if p.suffix.lower() in _MEDIA}
     for path in paths:
         suffix = path.suffix.lower()
-        sidecar = suffix in _SIDECARS and (path.with_suffix("") in media or not _looks_like_media(path))
+        sidecar = suffix in _SIDECARS and not _looks_like_media(path)
         if not sidecar and not path.name.startswith(".") and not path.name.endswith((".part", ".tmp")):
             yield Source(str(path), source=path.parent.name)
 
@@ -99,7 +98,7 @@ def _looks_like_media(path: Path) -> bool:
     """Does a file with a sidecar's extension begin like a video container?"""
     with path.open("rb") as file:
         head = file.read(12)
-    return head[4:8] == b"ftyp" or (head[:4] in (b"\x1aE\xdf\xa3", b"RIFF") and head[8:12] != b"WAVE")
+    return head[4:8] == b"ftyp" or (head[:4] in (b"\x1aE\xdf\xa3", b"RIFF") and head[8:12] not in (b"WAVE", b"WEBP"))
 
 
 def _remote(name: str, cfg: CurationConfig) -> Iterator[Source]:
