@@ -11,7 +11,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from curation.captions import captions
 from curation.catalog import FPS
 from curation.clips import ClipCutter
 from curation.config import CurationConfig
-from curation.faces import FaceTracker, TrackBox
+from curation.faces import Face, FaceTracker, TrackBox
 from curation.framepass import FramePass, Tick, every, open_video, picture, scaled
 from curation.media import MediaError, MediaInfo
 from curation.operators import ClipContext, FrameNeed, Span
@@ -114,6 +114,7 @@ class _Analysis:
         self._seen: dict[int, _Seen] = {}
         self._clips: deque[Span] = deque()  # certain clips, not yet answered for
         self._last = 0
+        self._forgotten = 0  # frame before which nothing is kept
 
     def tick(self, tick: Tick) -> Iterator[dict[str, Any]]:
         """One step of the pass; rows of clips that are complete now."""
@@ -148,11 +149,7 @@ class _Analysis:
     def _detect(self, tick: Tick) -> None:
         seen = picture(tick, self._face_need, self._info.width, self._info.height)
         faces = self._backends.detector.detect(seen.image)
-        for face in faces:
-            object.__setattr__(face, "box", face.box * seen.scale)
-            if face.mouth is not None:
-                object.__setattr__(face, "mouth", face.mouth * seen.scale)
-        self._tracker.detected(tick.index, faces)
+        self._tracker.detected(tick.index, [_scaled_up(face, seen.scale) for face in faces])
 
     def _settle(self, until: int) -> None:
         """Boxes of the waiting frames before ``until`` are certain: keep them, and the crops for the sync network."""
@@ -201,7 +198,8 @@ class _Analysis:
         oldest = min([self._cutter.oldest, known_until, *(c.start for c in self._clips)])
         for frame in [f for f in self._seen if f < oldest]:
             del self._seen[frame]
-        if oldest % (10 * FPS) == 0:
+        if oldest - self._forgotten >= 10 * FPS:
+            self._forgotten = oldest
             self._tracker.forget(oldest)
             self._sound.forget(oldest)
 
@@ -308,6 +306,11 @@ class _Analysis:
         first = int(run[0]) - span.start
         part = pcm[first * catalog.SAMPLES_PER_FRAME : (first + len(run)) * catalog.SAMPLES_PER_FRAME]
         return correct(backend, crops, part, self._cfg.sync)
+
+
+def _scaled_up(face: Face, scale: float) -> Face:
+    mouth = None if face.mouth is None else face.mouth * scale
+    return replace(face, box=face.box * scale, mouth=mouth)
 
 
 def _sync_columns(result: Correction, backend: SyncBackend) -> dict[str, Any]:
