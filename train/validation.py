@@ -89,4 +89,4 @@ class Validation:
         sigma = torch.full((1,), level, device=inputs.latents.device)
         x = flow.interpolate(inputs.latents, noise, sigma)
         prediction = predict(self.context, inputs, x, sigma, network=network)
-        return squared_error(prediction, flow.velocity_target(inputs.latents, noise), inputs.generated)
+        return squared_error(prediction, flow.velocity_target(inputs.latents, noise), torch.ones_like(inputs.generated))

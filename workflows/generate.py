@@ -98,7 +98,9 @@ def generate(
     )  # fmt: skip
     codec = load_codec(config.model.codec, device)
     with torch.inference_mode():
-        pixels = codec.decode(latents)[0]
+        pixels = codec.decode(latents)[0].cpu()
+    if task != "i2v":  # what was given stays as it was, to the pixel
+        pixels = torch.where(pixel_mask, pixels, given)
     shown = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
     sound = np.pad(pcm, (0, max(0, count * SAMPLES_PER_FRAME - len(pcm))))[: count * SAMPLES_PER_FRAME]
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,11 @@ from train.method import Context, MicroStep, phda_draws, predict, squared_error
 
 
 class SFT:
-    """Flow matching on the batches of ``source``, which must be at the step that is asked for."""
+    """Flow matching on the batches of ``source``, which must be at the step that is asked for.
+
+    The loss counts every position, given ones too, as Wan2.1-Fun-InP was trained (VideoX-Fun): a sampler starts from
+    noise everywhere, so the network must also know how to arrive at what it was given.
+    """
 
     def __init__(self, context: Context, source: Iterator[Batch]) -> None:
         self.context, self.source = context, source
@@ -67,7 +71,7 @@ class SFT:
         target = flow.velocity_target(inputs.latents, noise)
         dropped = phda_draws(context, step, inputs.places, x.device)
         prediction = predict(context, inputs, x, sigma, phda_draws=dropped)
-        return squared_error(prediction, target, inputs.generated), x, sigma, target
+        return squared_error(prediction, target, torch.ones_like(inputs.generated)), x, sigma, target
 
     def record(self, inputs: Inputs, loss: Tensor, sigma: Tensor) -> None:
         """Count the losses by task and by bin of sigma."""
