@@ -1,9 +1,9 @@
-"""Supervised fine-tuning: flow matching on the positions that the task generates.
+"""Supervised fine-tuning: flow matching on every position of the latents.
 
-    loss = E ‖M ⊙ (u_θ(x_σ, t, c) − (ε − x0))‖² / ΣM,   x_σ = (1−σ) x0 + σ ε
+    loss = E ‖u_θ(x_σ, t, c) − (ε − x0)‖²,   x_σ = (1−σ) x0 + σ ε
 
-M is 1 where the latent is generated: given latents cost nothing to predict, and counting them (as VideoX-Fun does)
-would only dilute the loss of tasks that give much.
+Given positions count too, as Wan2.1-Fun-InP was trained (VideoX-Fun): a sampler starts from noise everywhere, so the
+network must also know how to arrive at what it was given.
 """
 
 from __future__ import annotations
@@ -25,11 +25,7 @@ from train.method import Context, MicroStep, phda_draws, predict, squared_error
 
 
 class SFT:
-    """Flow matching on the batches of ``source``, which must be at the step that is asked for.
-
-    The loss counts every position, given ones too, as Wan2.1-Fun-InP was trained (VideoX-Fun): a sampler starts from
-    noise everywhere, so the network must also know how to arrive at what it was given.
-    """
+    """Flow matching on the batches of ``source``, which must be at the step that is asked for."""
 
     def __init__(self, context: Context, source: Iterator[Batch]) -> None:
         self.context, self.source = context, source
