@@ -23,11 +23,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-catalog_app = typer.Typer(help="Look into a catalog, and decide again without recomputing anything.", no_args_is_help=True)
+catalog_app = typer.Typer(
+    help="Look into a catalog, and decide again without recomputing anything.", no_args_is_help=True
+)
 shards_app = typer.Typer(help="Check, look into, extend, join and split datasets of shards.", no_args_is_help=True)
-negatives_app = typer.Typer(help="Samples of a checkpoint that it should not have made: gather, review, exchange.", no_args_is_help=True)
-sync_app = typer.Typer(help="Audio-visual sync: fit a small SyncNet on your own clips, score a file.", no_args_is_help=True)
-weights_app = typer.Typer(help="Pretrained files: what the preset needs, where it comes from, whether it is here.", no_args_is_help=True)
+negatives_app = typer.Typer(
+    help="Samples of a checkpoint that it should not have made: gather, review, exchange.", no_args_is_help=True
+)
+sync_app = typer.Typer(
+    help="Audio-visual sync: fit a small SyncNet on your own clips, score a file.", no_args_is_help=True
+)
+weights_app = typer.Typer(
+    help="Pretrained files: what the preset needs, where it comes from, whether it is here.", no_args_is_help=True
+)
 app.add_typer(catalog_app, name="catalog", rich_help_panel="Groups")
 app.add_typer(shards_app, name="shards", rich_help_panel="Groups")
 app.add_typer(negatives_app, name="negatives", rich_help_panel="Groups")
@@ -38,15 +46,24 @@ console = Console()
 
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", "-p", help="tiny (offline, CPU), wan2.1-fun-1.3b, or a YAML file. [default: tiny]", show_default=False),
+    typer.Option(
+        "--preset",
+        "-p",
+        help="tiny (offline, CPU), wan2.1-fun-1.3b, or a YAML file. [default: tiny]",
+        show_default=False,
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override any configuration key; repeat as needed.", show_default=False),
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override any configuration key; repeat as needed.", show_default=False
+    ),
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option("--ray-address", help="Join this Ray cluster instead of starting Ray in this process.", show_default=False),
+    typer.Option(
+        "--ray-address", help="Join this Ray cluster instead of starting Ray in this process.", show_default=False
+    ),
 ]
 Inline = Annotated[bool, typer.Option("--inline", help="Run everything in this process, for a debugger.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N.", show_default=False)]
@@ -92,6 +109,8 @@ def curate(
 ) -> None:
     """Turn videos into a catalog of clips: scores, a verdict and the reasons for it, for every file.
 
+    Example: `python cli.py curate videos/ --out catalog --set sync.required=false`
+
     Run it again after an interruption, after adding videos or after changing a threshold: only what is missing is
     computed. Sources are only read.
     """
@@ -122,11 +141,15 @@ def shard(
 ) -> None:
     """Turn the kept clips into tensors in WebDataset tars with an index: latents, text, audio, image, masks.
 
+    Example: `python cli.py shard catalog --out dataset`
+
     A killed run continues where it stopped and makes the same bytes.
     """
     from pipeline.shard import shard as run
 
-    console.print(run(catalog, out, _config(ctx, preset, set_), inline=inline, ray_address=_ray(ctx, ray_address), limit=limit))
+    console.print(
+        run(catalog, out, _config(ctx, preset, set_), inline=inline, ray_address=_ray(ctx, ray_address), limit=limit)
+    )
 
 
 @app.command(rich_help_panel="Daily")
@@ -137,24 +160,32 @@ def train(
     preset: Preset = None,
     set_: Set = None,
     ray_address: RayAddress = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Stop after this many steps.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Stop after this many steps.", show_default=False)
+    ] = None,
     review: Annotated[bool, typer.Option("--review", help="At a negatives stage, stop for a person's review.")] = False,
 ) -> None:
     """Train through the configured stages (SFT, gathering of negatives, NDPO, …), from the last checkpoint on.
+
+    Example: `python cli.py train dataset --out run --steps 20`
 
     The same command under `torchrun` trains on many GPUs. Run it again to continue.
     """
     from workflows.cycle import run_cycle
 
     console.print(
-        run_cycle(shards, out, _config(ctx, preset, set_), max_steps=steps, review=review, ray_address=_ray(ctx, ray_address))
+        run_cycle(
+            shards, out, _config(ctx, preset, set_), max_steps=steps, review=review, ray_address=_ray(ctx, ray_address)
+        )
     )
 
 
 @app.command("train-plan", rich_help_panel="Daily")
 def train_plan(
     ctx: typer.Context,
-    shards: Annotated[str | None, typer.Argument(help="A dataset, for its buckets and sample counts.", show_default=False)] = None,
+    shards: Annotated[
+        str | None, typer.Argument(help="A dataset, for its buckets and sample counts.", show_default=False)
+    ] = None,
     preset: Preset = None,
     set_: Set = None,
 ) -> None:
@@ -171,20 +202,42 @@ def generate(
     checkpoint: Annotated[str, typer.Argument(help="A run, a checkpoint folder, or exported .safetensors.")],
     audio: Annotated[Path, typer.Option("--audio", "-a", help="The voice: any file with sound.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The video to write (.mp4).")],
-    image: Annotated[Path | None, typer.Option("--image", "-i", help="The person: a picture, or a video (its first frame).", show_default=False)] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="For --task lip_sync: the video whose mouth is to change.", show_default=False)] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option("--image", "-i", help="The person: a picture, or a video (its first frame).", show_default=False),
+    ] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option("--video", help="For --task lip_sync: the video whose mouth is to change.", show_default=False),
+    ] = None,
     prompt: Annotated[str, typer.Option("--prompt", help="What is to be seen.")] = "",
     task: Annotated[str, typer.Option("--task", help="i2v, lip_sync or avatar_sync.")] = "i2v",
-    seconds: Annotated[float | None, typer.Option("--seconds", help="Length; the sound's length if not given.", show_default=False)] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Length; the sound's length if not given.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     preset: Preset = None,
     set_: Set = None,
 ) -> None:
-    """Make a talking video from a picture (or a video) and a voice."""
+    """Make a talking video from a picture (or a video) and a voice.
+
+    Example: `python cli.py generate run --image face.jpg --audio voice.wav --out out.mp4`
+    """
     from workflows.generate import generate as run
 
     console.print(
-        run(checkpoint, _config(ctx, preset, set_), audio=audio, out=out, image=image, video=video, prompt=prompt, task=task, seconds=seconds, seed=seed)
+        run(
+            checkpoint,
+            _config(ctx, preset, set_),
+            audio=audio,
+            out=out,
+            image=image,
+            video=video,
+            prompt=prompt,
+            task=task,
+            seconds=seconds,
+            seed=seed,
+        )
     )
 
 
@@ -194,12 +247,17 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
     preset: Preset = None,
     set_: Set = None,
-    puppets: Annotated[int | None, typer.Option("--puppets", min=24, help="How many clips to make.", show_default=False)] = None,
+    puppets: Annotated[
+        int | None, typer.Option("--puppets", min=24, help="How many clips to make.", show_default=False)
+    ] = None,
 ) -> None:
     """The whole loop on a puppet world, offline, on a CPU: curate, shard, train, negatives, NDPO, generate, one page."""
     from workflows.demo import run_demo
 
-    console.print(run_demo(out, _config(ctx, preset, set_), puppets=puppets))
+    summary = run_demo(out, _config(ctx, preset, set_), puppets=puppets)
+    console.print(summary)
+    if not summary.passed:
+        raise typer.Exit(1)
 
 
 # ------------------------------------------------------------------------------------------------- catalog
@@ -233,7 +291,9 @@ def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, se
 def catalog_report(
     ctx: typer.Context,
     catalog: str,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="[default: CATALOG/report.html]", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="[default: CATALOG/report.html]", show_default=False)
+    ] = None,
     preset: Preset = None,
     set_: Set = None,
 ) -> None:
@@ -243,6 +303,305 @@ def catalog_report(
     target = out or Path(catalog) / "report.html"
     write_report(Path(catalog), target, _config(ctx, preset, set_).curation)
     console.print(f"report: {target}")
+
+
+# ------------------------------------------------------------------------------------------------- shards
+
+
+@shards_app.command("verify")
+def shards_verify(dataset: str) -> None:
+    """Check every digest, shape and value of a dataset against its index; exit 1 when something is wrong."""
+    from pipeline.shards_verify import verify
+
+    report = verify(dataset)
+    console.print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@shards_app.command("inspect")
+def shards_inspect(
+    ctx: typer.Context,
+    dataset: str,
+    sample: Annotated[str, typer.Argument(help="A sample's id, or the beginning of it.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="A folder for the video and the picture.")] = "inspect",
+    preset: Preset = None,
+    set_: Set = None,
+) -> None:
+    """Decode one sample to a video and a picture."""
+    from pipeline.shards_inspect import inspect
+
+    found = inspect(dataset, sample, out, _config(ctx, preset, set_).model)
+    _print_table(f"{found.video}, {found.picture}", ["", ""], [[k, v] for k, v in found.facts.items()])
+
+
+@shards_app.command("stats")
+def shards_stats(dataset: str) -> None:
+    """Samples, hours, buckets, splits, and bytes by field."""
+    from pipeline.shards_stats import stats
+
+    _print_table(dataset, ["", ""], [[name, value] for name, value in stats(dataset).items()])
+
+
+@shards_app.command("add")
+def shards_add(
+    ctx: typer.Context,
+    dataset: str,
+    field: Annotated[str, typer.Argument(help="cond_lip, cond_avatar, cond_i2v, cond_flf2v_last or audio.VARIANT.")],
+    preset: Preset = None,
+    set_: Set = None,
+    ray_address: RayAddress = None,
+    inline: Inline = False,
+) -> None:
+    """Encode one more field for every sample, into new tars beside the old ones."""
+    from pipeline.shards_edit import add
+
+    config = _config(ctx, preset, set_)
+    count = add(dataset, field, config, inline=inline, ray_address=_ray(ctx, ray_address))
+    console.print(f"{dataset}: {field} added to {count} samples.")
+
+
+@shards_app.command("merge")
+def shards_merge(
+    datasets: list[str], out: Annotated[str, typer.Option("--out", "-o", help="The new dataset.")]
+) -> None:
+    """Join datasets without encoding anything again."""
+    from pipeline.shards_edit import merge
+
+    console.print(f"{out}: {merge(datasets, out)} samples.")
+
+
+@shards_app.command("split")
+def shards_split(
+    dataset: str,
+    out: Annotated[str, typer.Option("--out", "-o", help="The new dataset.")],
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="train, negatives, val or test.", show_default=False)
+    ] = None,
+    bucket: Annotated[list[str] | None, typer.Option("--bucket", help="WxHxF", show_default=False)] = None,
+) -> None:
+    """Copy some splits or buckets into a dataset of their own."""
+    from pipeline.shards_edit import split as run
+
+    console.print(f"{out}: {run(dataset, out, splits=split or [], buckets=bucket or [])} samples.")
+
+
+# ----------------------------------------------------------------------------------------------- negatives
+
+Stage = Annotated[str | None, typer.Option("--stage", help="[default: the newest gathered one]", show_default=False)]
+
+
+def _negatives_folder(run: Path, stage: str | None) -> Path:
+    from train.negatives import FOLDER, SAMPLES_FILE
+
+    if stage is not None:
+        return run / FOLDER / stage
+    found = sorted((run / FOLDER).glob(f"*/{SAMPLES_FILE}"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise EchoForgeError(f"{run} has no gathered negatives; run `negatives gather {run} DATASET`, or train on.")
+    return found[-1].parent
+
+
+@negatives_app.command("gather")
+def negatives_gather(
+    ctx: typer.Context,
+    run: Path,
+    dataset: str,
+    stage: Annotated[
+        str | None, typer.Option("--stage", help="[default: the next one of the run]", show_default=False)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="[default: what the stage says]", show_default=False)
+    ] = None,
+    preset: Preset = None,
+    set_: Set = None,
+    ray_address: RayAddress = None,
+    inline: Inline = False,
+) -> None:
+    """Let a checkpoint generate under held-out conditions, measure what comes out, and flag the suspicious ones."""
+    from workflows.gather import gather
+
+    config = _config(ctx, preset, set_)
+    console.print(
+        gather(run, dataset, stage, config, inline=inline, ray_address=_ray(ctx, ray_address), samples=samples)
+    )
+
+
+@negatives_app.command("review")
+def negatives_review(
+    run: Path, stage: Stage = None, port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8700
+) -> None:
+    """Review the gathered samples in a browser on this machine; every click becomes a row of a Parquet table."""
+    from curation.review import tables
+    from workflows.review_server import serve
+
+    folder = _negatives_folder(run, stage)
+    server = serve(folder, f"Negatives of {folder.name}", port)
+    count = tables.samples(folder).num_rows
+    console.print(
+        f"{count} samples: open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.", highlight=False
+    )
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.print(f"{tables.reviews(folder).num_rows} review rows in {folder / 'reviews'}")
+
+
+@negatives_app.command("stats")
+def negatives_stats(run: Path, stage: Stage = None) -> None:
+    """Per issue: how many were flagged, how many people called negative."""
+    from curation.review import tables
+
+    folder = _negatives_folder(run, stage)
+    frame = tables.statistics(folder).reset_index(names="issue")
+    _print_table(
+        str(folder),
+        [str(c) for c in frame.columns],
+        [[f"{v:.2f}" if isinstance(v, float) else v for v in row] for row in frame.to_numpy().tolist()],
+    )
+
+
+@negatives_app.command("export")
+def negatives_export(
+    run: Path, out: Annotated[Path, typer.Option("--out", "-o", help="The CSV.")], stage: Stage = None
+) -> None:
+    """Write a CSV for a spreadsheet: fill verdict, issue and reviewer, then `negatives import` it."""
+    from curation.review import tables
+
+    console.print(f"{out}: {tables.to_csv(_negatives_folder(run, stage), out)} samples.")
+
+
+@negatives_app.command("import")
+def negatives_import(
+    run: Path,
+    csv: Path,
+    reviewer: Annotated[
+        str | None, typer.Option("--reviewer", help="For lines that name none.", show_default=False)
+    ] = None,
+    stage: Stage = None,
+) -> None:
+    """Add the reviews of an edited CSV; importing twice changes nothing."""
+    from curation.review import tables
+
+    console.print(f"{tables.from_csv(_negatives_folder(run, stage), csv, reviewer)} reviews added.")
+
+
+@negatives_app.command("merge")
+def negatives_merge(
+    run: Path,
+    other: Annotated[list[Path], typer.Argument(help="Negatives folders of other copies of this run.")],
+    stage: Stage = None,
+) -> None:
+    """Take over the reviews that people made in other copies of the same negatives folder."""
+    from curation.review import tables
+
+    console.print(f"{tables.merge(_negatives_folder(run, stage), other)} reviews added.")
+
+
+# ---------------------------------------------------------------------------------------------------- sync
+
+
+@sync_app.command("fit")
+def sync_fit(
+    ctx: typer.Context,
+    catalog: Annotated[
+        str, typer.Argument(help="A catalog whose clips are in sync (curated without a backend is fine).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The fitted file (.safetensors).")],
+    domain: Annotated[
+        str, typer.Option("--domain", help="What the clips are, in words; printed wherever the file is used.")
+    ] = "the user's own clips",
+    preset: Preset = None,
+    set_: Set = None,
+) -> None:
+    """Fit a small SyncNet on your own clips: for languages, singing or drawings that the public one never saw."""
+    from curation.sync.fit import fit_from_clips
+    from curation.sync.gather import catalog_clips, catalog_rows
+
+    config = _config(ctx, preset, set_)
+    with console.status("fitting") as status:
+        report = fit_from_clips(
+            catalog_clips(catalog_rows(catalog)), out, config.curation.sync, domain=domain, seed=config.seed,
+            progress=lambda step, steps, loss: status.update(f"fitting: step {step} of {steps}, loss {loss:.3f}"),
+        )  # fmt: skip
+    _print_table(str(out), ["card", ""], [[name, value] for name, value in report.card.items()])
+
+
+@sync_app.command("score")
+def sync_score(ctx: typer.Context, file: Path, preset: Preset = None, set_: Set = None) -> None:
+    """How well lips and sound of a file agree, clip by clip; offset > 0 means that the sound is early."""
+    from curation import backends
+    from curation.analyse import analyse_video
+
+    cfg = _config(ctx, preset, set_).curation
+    if cfg.sync.backend == "none":
+        raise EchoForgeError(
+            "no sync backend is configured; set sync.backend=fitted with sync.fitted=FILE, or syncnet_v2."
+        )
+    video, clips = analyse_video(str(file), cfg, backends=backends.load(cfg))
+    if video.get("verdict") == "error":
+        raise EchoForgeError(f"{file}: {video['error']}")
+    columns = [
+        "start_s",
+        "end_s",
+        "sync_backend",
+        "sync_c",
+        "sync_d",
+        "sync_fit_conf",
+        "av_offset_frames",
+        "residual_offset",
+    ]
+    _print_table(str(file), columns, [[_short(clip.get(name)) for name in columns] for clip in clips])
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else value
+
+
+# -------------------------------------------------------------------------------------- evaluation, playing
+
+
+@app.command("eval", rich_help_panel="Daily")
+def evaluate(
+    ctx: typer.Context,
+    video: list[Path],
+    reference: Annotated[
+        Path | None, typer.Option("--reference", "-r", help="What all of them are compared with.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .csv or .parquet for the table.", show_default=False)
+    ] = None,
+    preset: Preset = None,
+    set_: Set = None,
+) -> None:
+    """Measure videos; a metric that cannot be measured here says why, and is never 0."""
+    from evaluation.reading import read
+    from evaluation.table import evaluate as run
+
+    config = _config(ctx, preset, set_).evaluation.evaluation
+    videos = {str(path): read(path, config.side) for path in video}
+    given = {} if reference is None else dict.fromkeys(videos, read(reference, config.side))
+    table = run(videos, given, config)
+    _print_table(
+        "metrics",
+        [str(c) for c in table.columns],
+        [[_short(v) if v == v else "" for v in row] for row in table.to_numpy().tolist()],
+    )
+    if out is not None:
+        table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
+
+
+@app.command(rich_help_panel="Daily")
+def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8701) -> None:
+    """Look at the videos of a folder in a browser on this machine."""
+    from workflows.play import serve
+
+    server = serve(folder, port)
+    console.print(f"open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.", highlight=False)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -263,17 +622,34 @@ def weights_list(ctx: typer.Context, preset: Preset = None, set_: Set = None) ->
         size = f"{known.bytes / 1e6:,.1f} MB" if known and known.bytes else "unknown"
         digest = known.sha256[:12] if known and known.sha256 else "unknown"
         rows.append(
-            [need.key, known.name if known else need.configured, known.source if known else "yours", known.licence if known else "", size, digest, "present" if need.present else "[red]missing[/red]"]
+            [
+                need.key,
+                known.name if known else need.configured,
+                known.source if known else "yours",
+                known.licence if known else "",
+                size,
+                digest,
+                "present" if need.present else "[red]missing[/red]",
+            ]
         )
     if rows:
-        _print_table(f"Pretrained files of '{config.preset}' (folder: {weights.folder()})", ["key", "file", "source", "licence", "size", "sha256", "here"], rows)
-        console.print("Fetch what is missing with `weights fetch`, or point its key at a local path with --set KEY=PATH.")
+        _print_table(
+            f"Pretrained files of '{config.preset}' (folder: {weights.folder()})",
+            ["key", "file", "source", "licence", "size", "sha256", "here"],
+            rows,
+        )
+        console.print(
+            "Fetch what is missing with `weights fetch`, or point its key at a local path with --set KEY=PATH."
+        )
 
 
 @weights_app.command("fetch")
 def weights_fetch(
     ctx: typer.Context,
-    name: Annotated[list[str] | None, typer.Argument(help="Names from `weights list`; all missing ones if none.", show_default=False)] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Argument(help="Names from `weights list`; all missing ones if none.", show_default=False),
+    ] = None,
     preset: Preset = None,
     set_: Set = None,
 ) -> None:
@@ -302,7 +678,9 @@ def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -
     from configs import schema, weights
 
     needed = weights.needs(schema.to_mapping(_config(ctx, preset, set_)))
-    states = [(n, weights.check(n.known, n.path) if n.known else ("present" if n.present else "missing")) for n in needed]
+    states = [
+        (n, weights.check(n.known, n.path) if n.known else ("present" if n.present else "missing")) for n in needed
+    ]
     _print_table("Pretrained files", ["key", "path", "state"], [[n.key, n.path, state] for n, state in states])
     if any(state in ("missing", "size differs", "digest differs") for _, state in states):
         raise typer.Exit(3)
