@@ -11,6 +11,9 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +98,8 @@ def save(run: Path, state: State, about: dict[str, Any], *, keep_last: int, pin:
     staging = final.with_name(final.name + ".tmp")
     parallel.on_main(lambda: _clear(staging), "preparing a checkpoint")
     distributed = dist.is_initialized()
-    dcp.save(state.tensors(), checkpoint_id=str(staging / "state"), no_dist=not distributed)
+    with _alone_is_fine():
+        dcp.save(state.tensors(), checkpoint_id=str(staging / "state"), no_dist=not distributed)
     exports = {kind: gather(state, kind) for kind in ("raw", "ema")} if pin is not None else {}
 
     def commit() -> None:
@@ -127,7 +131,8 @@ def load(path: Path, state: State) -> None:
         EchoForgeError: the checkpoint does not fit the network, or is damaged.
     """
     try:
-        dcp.load(state.tensors(), checkpoint_id=str(path / "state"), no_dist=not dist.is_initialized())
+        with _alone_is_fine():
+            dcp.load(state.tensors(), checkpoint_id=str(path / "state"), no_dist=not dist.is_initialized())
         data = json.loads((path / PROGRESS_FILE).read_text("utf-8"))
     except (RuntimeError, OSError, ValueError, KeyError, dcp.api.CheckpointException) as error:
         first = str(error).strip().splitlines()[0]
@@ -141,7 +146,8 @@ def load_weights(path: Path, network: nn.Module, weights: Weights) -> None:
     """Read only the raw or averaged weights of a checkpoint into ``network`` (sharded or not)."""
     prefix = "model." if weights == "raw" else "ema."
     named = {f"{prefix}{name}": p.detach() for name, p in network.named_parameters()}
-    dcp.load(dict(named), checkpoint_id=str(path / "state"), no_dist=not dist.is_initialized())
+    with _alone_is_fine():
+        dcp.load(dict(named), checkpoint_id=str(path / "state"), no_dist=not dist.is_initialized())
 
 
 def digest(path: Path, weights: Weights) -> str:
@@ -188,6 +194,14 @@ def _export(tensors: dict[str, Tensor], path: Path) -> str:
     save_file(tensors, path, metadata={"format": "pt"})
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Saving from one process is meant: no warning that torch.distributed is off."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _clear(path: Path) -> None:
