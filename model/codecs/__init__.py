@@ -10,9 +10,7 @@ from model.config import CodecConfig
 __all__ = ["Codec", "load_codec"]
 
 
-def load_codec(
-    cfg: CodecConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Codec:
+def load_codec(cfg: CodecConfig, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Codec:
     """The codec that ``cfg`` names, on ``device``; its networks compute in ``dtype``.
 
     Raises:

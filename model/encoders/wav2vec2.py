@@ -1,0 +1,93 @@
+"""wav2vec2 through transformers: the features of the released checkpoints.
+
+`preview`: the last hidden state, 50 a second (one token fewer than two a frame for exact cuts; padded here).
+`flash`: all hidden states of a 25 Hz sequence: the convolutional features are interpolated to one per video frame
+before the transformer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from configs.errors import EchoForgeError
+from configs.weights import locate
+from model.config import AudioEncoderConfig
+from model.encoders.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioEncoder, as_sound
+from model.encoders.files import digest
+
+_EPS = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
+_OFF_SCALE = 100.0  # LUFS in magnitude beyond which a reading means silence (released)
+
+
+class Wav2Vec2Encoder(AudioEncoder):
+    """Whole sounds → [2·frames, dim] (`preview`) or [frames, layers, dim] (`flash`)."""
+
+    name = "wav2vec2"
+
+    def __init__(
+        self, network: Any, variant: str, loudness: float | None, digest: str, device: torch.device | str
+    ) -> None:
+        self.network, self.variant, self.digest = network.to(device).eval(), variant, digest
+        self.tokens_per_frame = 2 if variant == "preview" else 1
+        self._loudness, self._device = loudness, device
+
+    @torch.no_grad()
+    def encode(self, pcm: NDArray[np.float32] | Tensor) -> Tensor:
+        """See :meth:`AudioEncoder.encode`."""
+        sound = as_sound(pcm, "cpu")
+        frames = len(sound) // FRAME_SAMPLES
+        if self._loudness is not None:
+            sound = _to_loudness(sound, self._loudness)
+        sound = (sound - sound.mean()) / (sound.var(unbiased=False) + _EPS).sqrt()
+        x = sound[None].to(self._device, next(self.network.parameters()).dtype)
+        if self.variant == "preview":
+            tokens = self.network(x).last_hidden_state[0].float()
+            return F.pad(tokens, (0, 0, 0, max(0, 2 * frames - len(tokens))))[: 2 * frames]
+        heard = self.network.feature_extractor(x)
+        even = F.interpolate(heard, size=frames, mode="linear", align_corners=True).transpose(1, 2)
+        hidden, _ = self.network.feature_projection(even)
+        states = self.network.encoder(hidden, output_hidden_states=True).hidden_states[1:]
+        return torch.stack([s[0] for s in states], dim=1).float()
+
+
+def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: torch.dtype) -> Wav2Vec2Encoder:
+    """Load from a transformers folder (or the file in it).
+
+    Raises:
+        MissingWeights: nothing there.
+        EchoForgeError: not a wav2vec2 folder, or features of another width than configured.
+    """
+    from transformers import Wav2Vec2Model
+
+    where = locate("wav2vec2 (audio_encoder.path)", cfg.path)
+    folder = where.parent if where.is_file() else where
+    try:
+        network = Wav2Vec2Model.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise EchoForgeError(f"{folder} is not a transformers folder of a wav2vec2 ({error}).") from error
+    if network.config.hidden_size != cfg.dim:
+        raise EchoForgeError(
+            f"{folder} gives features of {network.config.hidden_size}, audio_encoder.dim is {cfg.dim}."
+        )
+    return Wav2Vec2Encoder(network, cfg.variant, cfg.loudness, digest(Path(folder)), device)
+
+
+def _to_loudness(sound: Tensor, target: float) -> Tensor:
+    """The sound at ``target`` LUFS (ITU-R BS.1770, pyloudnorm); silence and sounds too short to measure stay."""
+    import pyloudnorm
+
+    data = sound.double().numpy()
+    try:
+        measured = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(data)
+    except ValueError:
+        return sound  # shorter than one measuring block
+    if not np.isfinite(measured) or abs(measured) > _OFF_SCALE:
+        return sound
+    return torch.from_numpy(data * 10 ** ((target - measured) / 20)).float()

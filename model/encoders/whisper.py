@@ -1,0 +1,87 @@
+"""Whisper's encoder through openai-whisper: the paper's audio features, 50 a second.
+
+The sound is cut into the 30-second blocks that Whisper was trained on; each is encoded by itself and the blocks are
+joined, so a feature never sees beyond its block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from configs.errors import EchoForgeError
+from configs.weights import locate
+from model.config import AudioEncoderConfig
+from model.encoders.audio import FRAME_SAMPLES, AudioEncoder, as_sound
+from model.encoders.files import digest
+
+_BLOCK_S = 30
+_RATE = 50  # features per second: 100 mel frames, halved by the second convolution
+
+
+class WhisperEncoder(AudioEncoder):
+    """Whole sounds → [N, dim]; ``layers`` 'last' is the normalised output, 'all' the embedding and every block."""
+
+    name = "Whisper"
+    variant = "whisper"
+    tokens_per_frame = 2
+
+    def __init__(self, network: Any, layers: str, digest: str, device: torch.device | str) -> None:
+        self.network, self.digest = network.to(device).eval(), f"{digest}"
+        self._layers, self._device = layers, device
+
+    @torch.no_grad()
+    def encode(self, pcm: NDArray[np.float32] | Tensor) -> Tensor:
+        """See :meth:`AudioEncoder.encode`."""
+        from whisper import log_mel_spectrogram
+
+        sound = as_sound(pcm, self._device)
+        frames = len(sound) // FRAME_SAMPLES
+        block = _BLOCK_S * 16_000
+        blocks = F.pad(sound, (0, -len(sound) % block)).view(-1, block)
+        mel = log_mel_spectrogram(blocks, self.network.dims.n_mels).to(self._device)
+        return self._features(mel).flatten(0, 1)[: frames * self.tokens_per_frame].float()
+
+    def _features(self, mel: Tensor) -> Tensor:
+        """[blocks, mels, 3000] → [blocks, 1500, dim]."""
+        encoder = self.network.encoder
+        x = F.gelu(encoder.conv1(mel.to(encoder.conv1.weight.dtype)))
+        x = F.gelu(encoder.conv2(x)).transpose(1, 2)
+        x = (x + encoder.positional_embedding).to(x.dtype)
+        seen = [x]
+        for layer in encoder.blocks:
+            x = layer(x)
+            seen.append(x)
+        return torch.cat(seen, dim=-1) if self._layers == "all" else encoder.ln_post(x)
+
+
+def load_whisper(cfg: AudioEncoderConfig, device: torch.device | str, dtype: torch.dtype) -> WhisperEncoder:
+    """Load an openai-whisper file (``tiny.pt``); nothing is unpickled but tensors and numbers.
+
+    Raises:
+        MissingWeights: nothing there.
+        EchoForgeError: not a Whisper file, or features of another width than configured.
+    """
+    from whisper.model import ModelDimensions, Whisper
+
+    where = locate("the Whisper encoder (audio_encoder.path)", cfg.path)
+    try:
+        saved = torch.load(where, map_location="cpu", weights_only=True)
+        network = Whisper(ModelDimensions(**saved["dims"]))
+        network.load_state_dict(saved["model_state_dict"])
+    except Exception as error:
+        raise EchoForgeError(f"{where} is not an openai-whisper file: {str(error).splitlines()[0]}") from error
+    dims = network.dims
+    width = dims.n_audio_state * (dims.n_audio_layer + 1 if cfg.layers == "all" else 1)
+    if width != cfg.dim:
+        raise EchoForgeError(f"{where} gives features of {width}, audio_encoder.dim is {cfg.dim}.")
+    del network.decoder
+    return WhisperEncoder(
+        network.to(torch.float32 if str(device) == "cpu" else dtype), cfg.layers, digest(Path(where)), device
+    )
