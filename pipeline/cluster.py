@@ -61,6 +61,8 @@ def session(address: str | None, share: WorkerShare, object_store_mb: int) -> It
     """A Ray that is there already, the cluster at ``address``, or one started in this process and ended with it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray prints a paragraph about every dead worker into the middle of the progress; the ledger has the cause.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker died or was killed")
     import ray
 
     if ray.is_initialized():
@@ -316,6 +318,6 @@ def _last_words(running: _Running, error: Exception) -> tuple[str, str, bool]:
         return f"it ran out of memory: {match[1]}.", detail, True
     if match := re.search(r"Fatal Python error: (.*)", words):
         return f"it crashed its process: {match[1]}.", detail, True
-    if "OutOfMemory" in type(error).__name__ or "OOM" in str(error):
+    if "OutOfMemory" in type(error).__name__ or "running low on memory" in str(error):
         return "it ran out of memory: the machine was nearly full and Ray ended the process.", detail, True
     return "it ended its process without a word (killed from outside, or native code called exit).", detail, True

@@ -1,0 +1,130 @@
+"""The engine: the same results inline and on Ray, whatever breaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.errors import MissingWeights
+from pipeline import engine
+from pipeline.config import ExecutionConfig, WorkerShare
+from pipeline.engine import EngineError, Outcome
+from pipeline.ledger import Ledger, Unit, unit_id
+
+# Ray's workers must be able to import the workers of these tests by name.
+_HERE = str(Path(__file__).parent)
+sys.path.insert(0, _HERE)
+_SPEC = importlib.util.spec_from_file_location("workers", Path(_HERE) / "workers.py")
+assert _SPEC and _SPEC.loader
+workers: Any = importlib.util.module_from_spec(_SPEC)
+sys.modules["workers"] = workers
+_SPEC.loader.exec_module(workers)
+
+SHARE = WorkerShare(count=2, cpus=1, gpus=0, memory_mb=800, memory_limit_mb=1500)
+EXECUTION = ExecutionConfig(
+    curate=SHARE, shard=SHARE, object_store_mb=80, budget_s=60, budget_per_mb=0, commit_s=0.2, commit_units=64,
+    max_failures=50, node_losses=3, merge_parts=10_000, rows_per_file=1000,
+)  # fmt: skip
+
+
+@pytest.fixture
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([_HERE, os.environ.get("PYTHONPATH", "")]))
+
+
+def ledger(folder: Path, version: str = "1") -> Ledger:
+    return Ledger(str(folder / "ledger"), workers.TABLES, {"square": version})
+
+
+def units(count: int, **trouble: dict[str, Any]) -> list[Unit]:
+    made = [Unit(unit_id(n), {"number": n}, key=f"n{n}") for n in range(count)]
+    for name, extra in trouble.items():
+        n = int(name[1:])
+        budget = extra.pop("budget_s", 60.0)
+        made[n] = dataclasses.replace(made[n], payload={"number": n, **extra}, budget_s=budget)
+    return made
+
+
+def run(where: Ledger, work: list[Unit], inline: bool, **more: Any) -> Outcome:
+    return engine.run(work, workers.Squares, where, SHARE, EXECUTION, inline=inline, **more)
+
+
+def squares(where: Ledger) -> list[tuple[int, int]]:
+    return sorted((r["number"], r["square"]) for t in where.read("squares") for r in t.to_pylist())
+
+
+def test_inline_runs_each_unit_once_and_resumes_with_what_is_missing(tmp_path: Path) -> None:
+    where, marks = ledger(tmp_path), tmp_path / "marks"
+    work = units(300, u7={"marks": str(marks)})
+    first = run(where, work[:100], inline=True)
+    second = run(where, work, inline=True)
+    assert (first.done, second.before, second.done) == (100, 100, 200)
+    assert squares(where) == [(n, n * n) for n in range(300)]
+    assert marks.read_bytes() == b"x"
+    assert len(list(Path(where.parts).iterdir())) < 60, "short units are committed together"
+
+
+def test_a_failing_unit_is_retried_once_then_set_aside_with_its_cause(tmp_path: Path) -> None:
+    where, marks = ledger(tmp_path), tmp_path / "marks"
+    work = units(20, u3={"trouble": "raise", "marks": str(marks)}, u4={"trouble": "once", "marks": str(tmp_path / "m")})
+    outcome = run(where, work, inline=True)
+    assert [f.key for f in outcome.quarantined] == ["n3"]
+    assert marks.read_bytes() == b"xx"
+    failure = where.quarantined()[work[3].id]
+    assert "no such luck" in failure.cause and "hunter2" not in failure.cause + failure.detail
+    assert squares(where) == [(n, n * n) for n in range(20) if n != 3]
+    assert run(where, work, inline=True).done == 0, "not tried again by itself"
+    mended = units(20)
+    again = run(where, mended, inline=True, retry_failed=True)
+    assert (again.done, where.quarantined()) == (1, {})
+
+
+def test_many_failures_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    work = units(60, **{f"u{n}": {"trouble": "raise"} for n in range(60)})
+    with pytest.raises(EngineError, match="50 units failed in a row"):
+        run(ledger(tmp_path), work, inline=True)
+
+
+def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(tmp_path: Path, on_path: None) -> None:
+    """One Ray for all of it: crash, kill, hang with the interpreter's lock held, memory, exception; equal results."""
+    from pipeline.cluster import session
+
+    where = ledger(tmp_path)
+    work = units(
+        200,
+        u3={"trouble": "segfault"},
+        u50={"trouble": "kill"},
+        u90={"trouble": "hang", "budget_s": 1.5},
+        u120={"trouble": "memory"},
+        u150={"trouble": "raise"},
+        u199={"trouble": "once", "marks": str(tmp_path / "m")},
+    )
+    with session(None, SHARE, EXECUTION.object_store_mb):
+        outcome = run(where, work, inline=False)
+        with pytest.raises(MissingWeights, match="fetch them"):
+            engine.run(units(3), workers.NoWeights, ledger(tmp_path, "2"), SHARE, EXECUTION)
+    bad = {3, 50, 90, 120, 150}
+    assert squares(where) == [(n, n * n) for n in range(200) if n not in bad]
+    causes = {f.key: f.cause for f in outcome.quarantined}
+    assert set(causes) == {f"n{n}" for n in bad}
+    assert "Segmentation fault" in causes["n3"]
+    assert "without a word" in causes["n50"]
+    assert "time budget of 1.5 s" in causes["n90"]
+    assert "memory" in causes["n120"]
+    assert "no such luck" in causes["n150"]
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_left() -> Iterator[None]:
+    yield
+    if "ray" in sys.modules:
+        import ray
+
+        assert not ray.is_initialized()

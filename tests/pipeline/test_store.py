@@ -1,0 +1,167 @@
+"""Stores: whole or not at all, names that are only names, retries, and no credentials in what is printed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipeline import store
+from pipeline.store import StoreError
+
+NAMES = [
+    "plain",
+    'it\'s "quoted"',
+    "-rf",
+    "$(touch oops)",
+    "new\nline",
+    "日本語 видео",
+    "a*b?[c]",
+    "x" * 250,
+    ".hidden",
+    "50%",
+]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_legal_name_is_only_a_name(tmp_path: Path, name: str) -> None:
+    url = store.join(str(tmp_path), name)
+    store.write_bytes(url, b"one")
+    store.write_bytes(url, b"two")
+    assert store.read_bytes(url) == b"two" and store.name_of(url) == name
+    assert [e.name for e in store.listing(str(tmp_path))] == [name]
+    assert names(tmp_path) == [name], "nothing else is left behind"
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    url = str(tmp_path / "f")
+    store.write_bytes(url, b"before")
+    with pytest.raises(RuntimeError), store.writing(url) as path:
+        path.write_bytes(b"half")
+        raise RuntimeError
+    assert store.read_bytes(url) == b"before" and names(tmp_path) == ["f"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no space is left"), store.writing(str(tmp_path / "f")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pipeline import store\n"
+        "with store.writing(sys.argv[1]) as p:\n p.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    target = str(tmp_path / "deep" / "f")
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code, target], check=False, cwd=root)
+    with store.writing(str(tmp_path / "deep" / "mine")) as path:
+        path.write_bytes(b"x")
+        assert len(names(tmp_path / "deep")) == 2 and store.listing(str(tmp_path / "deep")) == []
+        assert store.sweep(str(tmp_path)) == 1
+    assert names(tmp_path / "deep") == ["mine"]
+
+
+def test_what_may_be_repeated_is_retried_and_what_may_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    calls: list[int] = []
+
+    def flaky() -> str:
+        calls.append(1)
+        if len(calls) < 4:
+            raise ConnectionResetError("reset")
+        return "there"
+
+    assert store.retrying(flaky, "reading") == "there" and len(calls) == 4
+    for error, tries in ((PermissionError("no"), 1), (TimeoutError("slow"), store.ATTEMPTS)):
+        calls.clear()
+
+        def broken(error: OSError = error) -> None:
+            calls.append(1)
+            raise error
+
+        with pytest.raises(StoreError):
+            store.retrying(broken, "reading s3://me:hunter2@bucket/x")
+        assert len(calls) == tries
+
+
+def test_credentials_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMIK7MDENG")
+    text = (
+        "https://user:hunter2@host/a?X-Amz-Signature=abc123&X-Amz-Credential=AKIAX&size=3 "
+        "secret=hunter2 'aws_secret_access_key': 'hunter2' password: hunter2 raw wJalrXUtnFEMIK7MDENG end"
+    )
+    clean = store.redact(text)
+    for leak in ("hunter2", "abc123", "AKIAX", "wJalrXUtnFEMIK7MDENG"):
+        assert leak not in clean
+    assert "host/a" in clean and "size=3" in clean and clean.endswith("end")
+    assert store.redact("videos/it's a test, token count.mp4") == "videos/it's a test, token count.mp4"
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A local S3 server and an empty bucket."""
+    server_module = pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    values = {
+        "AWS_ACCESS_KEY_ID": "testing-key",
+        "AWS_SECRET_ACCESS_KEY": "testing-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    import fsspec
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"b{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}"
+    server.stop()
+    for key, value in before.items():
+        if value is None:
+            os.environ.pop(key)
+        else:
+            os.environ[key] = value
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_object_store_behaves_as_a_disk_does(s3: str, tmp_path: Path) -> None:
+    url = store.join(s3, "folder", "日本 $(x).bin")
+    assert not store.exists(url) and store.listing(store.join(s3, "folder")) == []
+    with pytest.raises(RuntimeError), store.writing(url) as path:
+        path.write_bytes(b"half")
+        raise RuntimeError
+    assert not store.exists(url), "nothing appears before it is whole"
+    store.write_bytes(url, b"one")
+    tag = store.entry(url).tag
+    big = os.urandom(1 << 20) * 120  # goes up in several parts
+    store.write_bytes(url, big)
+    assert store.entry(url).size == len(big) and store.entry(url).tag != tag
+    assert [(e.name, e.url) for e in store.listing(store.join(s3, "folder"))] == [("日本 $(x).bin", url)]
+    with store.local_copy(url) as copy:
+        assert copy.read_bytes() == big
+    assert not copy.exists()
+    store.write_table(store.join(s3, "t.parquet"), pa.table({"x": [1, 2]}))
+    with store.parquet(store.join(s3, "t.parquet")) as file:
+        assert file.read()["x"].to_pylist() == [1, 2]
+    store.remove(url)
+    assert not store.exists(url)
+    with pytest.raises(FileNotFoundError):
+        store.read_bytes(url)

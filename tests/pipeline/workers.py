@@ -1,0 +1,53 @@
+"""Workers for the tests of the engine: what they do is said by the payload."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from configs.errors import MissingWeights
+from pipeline.ledger import Result
+
+TABLES = {"squares": pa.schema([("number", pa.int64()), ("square", pa.int64())])}
+
+
+class Squares:
+    """``{"number": n}`` → one row; other keys make trouble or take time."""
+
+    def run(self, payload: dict[str, Any]) -> Result:
+        if marks := payload.get("marks"):  # one byte per attempt
+            with Path(marks).open("ab") as file:
+                file.write(b"x")
+        time.sleep(payload.get("sleep", 0))
+        self._trouble(payload.get("trouble"), payload.get("marks"))
+        number = payload["number"]
+        return Result({"squares": [{"number": number, "square": number**2}]}, amount=1.0, timings={"square": 0.001})
+
+    def _trouble(self, kind: str | None, marks: str | None) -> None:
+        if kind == "raise":
+            raise RuntimeError("no such luck with key secret=hunter2")
+        if kind == "once" and marks and Path(marks).stat().st_size == 1:
+            raise RuntimeError("only the first time")
+        if kind == "segfault":
+            ctypes.string_at(0)
+        if kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "hang":
+            # Native code that keeps the interpreter's lock: no Python thread can run any more.
+            ctypes.PyDLL(None).sleep(10_000)
+        if kind == "memory":
+            hoard = [bytearray(50 << 20) for _ in range(200)]
+            time.sleep(len(hoard))
+
+
+class NoWeights:
+    """A worker that cannot be built."""
+
+    def __init__(self) -> None:
+        raise MissingWeights("the weights are not here; fetch them.")
