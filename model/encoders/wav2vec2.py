@@ -53,8 +53,22 @@ class Wav2Vec2Encoder(AudioEncoder):
         heard = self.network.feature_extractor(x)
         even = F.interpolate(heard, size=frames, mode="linear", align_corners=True).transpose(1, 2)
         hidden, _ = self.network.feature_projection(even)
-        states = self.network.encoder(hidden, output_hidden_states=True).hidden_states[1:]
-        return torch.stack([s[0] for s in states], dim=1).float()
+        return torch.stack([s[0] for s in self._layers(hidden)], dim=1).float()
+
+    def _layers(self, hidden: Tensor) -> list[Tensor]:
+        """Outputs [B, frames, dim] of every transformer layer: what `hidden_states[1:]` of the whole model would be."""
+        states: list[Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        hooks = [layer.register_forward_hook(keep) for layer in self.network.encoder.layers]
+        try:
+            self.network.encoder(hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return states
 
 
 def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: torch.dtype) -> Wav2Vec2Encoder:
