@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -555,7 +557,9 @@ def sync_score(ctx: typer.Context, file: Path, preset: Preset = None, set_: Set 
 
 
 def _short(value: Any) -> Any:
-    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else value
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 # -------------------------------------------------------------------------------------- evaluation, playing
@@ -585,7 +589,7 @@ def evaluate(
     _print_table(
         "metrics",
         [str(c) for c in table.columns],
-        [[_short(v) if v == v else "" for v in row] for row in table.to_numpy().tolist()],
+        [[_short(v) for v in row] for row in table.to_numpy().tolist()],
     )
     if out is not None:
         table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
@@ -598,10 +602,8 @@ def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes
 
     server = serve(folder, port)
     console.print(f"open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.", highlight=False)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -668,7 +670,9 @@ def weights_fetch(
     for file in files:
         with Progress(console=console) as progress:
             task = progress.add_task(file.name, total=file.bytes)
-            path = weights.fetch(file, lambda done, total: progress.update(task, completed=done, total=total or None))
+            path = weights.fetch(
+                file, lambda done, total, task=task: progress.update(task, completed=done, total=total or None)
+            )
         console.print(f"{file.name}: {path}")
 
 

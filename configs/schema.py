@@ -79,7 +79,7 @@ def from_mapping(data: dict[str, Any]) -> Config:
             raise ConfigError(strict._unknown(key, key, dict.fromkeys(known)))
         if key in owner:
             grouped[owner[key]][key] = value
-    built = {group: strict.build(cls, grouped[group]) for group, cls in _GROUPS.items()}
+    built: dict[str, Any] = {group: strict.build(cls, grouped[group]) for group, cls in _GROUPS.items()}
     return Config(preset=str(data.get("preset", "custom")), seed=int(data.get("seed", 0)), **built)
 
 

@@ -35,7 +35,7 @@ def build(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     for key in data:
         if key not in fields:
             raise ConfigError(_unknown(_join(where, str(key)), str(key), fields))
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     values = {}
     for name, field in fields.items():
         path = _join(where, name)

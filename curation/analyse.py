@@ -11,6 +11,7 @@ import json
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -366,10 +367,8 @@ def _error_row(uri: str, stage: str, sentence: str) -> dict[str, Any]:
     """A file that cannot be used is still a row; its id is that of its bytes where they can be read."""
     row: dict[str, Any] = {"source_uri": uri, "verdict": "error", "error_stage": stage, "error": sentence}
     row["reasons"] = [f"{stage}: {sentence}"]
-    try:
+    with suppress(OSError):  # a remote or unreadable file: the sentence says so
         row |= {"video_id": catalog.video_id(uri), "bytes": Path(uri).stat().st_size}
-    except OSError:
-        pass  # a remote or unreadable file: the sentence says so
     return row
 
 

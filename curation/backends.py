@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from configs import strict
 from configs.errors import EchoForgeError
@@ -15,13 +16,17 @@ from curation.operators import FrameOperator, SoundOperator
 from curation.sync import SyncBackend, load_backend
 from curation.text import operator as text
 
-FRAME_OPERATORS = {"text": text.load, "quality": quality.load, "dedup": dedup.load}
-"""Name → ``load(cfg)``. An operator is added to curation by a line here (CONTRIBUTING.md)."""
-SOUND_OPERATORS = {"sound": sound.load}
-"""The same for operators that listen."""
-
 MakeFrameOperator = Callable[[], FrameOperator]
 MakeSoundOperator = Callable[[], SoundOperator]
+
+FRAME_OPERATORS: dict[str, Callable[[Any], Callable[[], Any]]] = {
+    "text": text.load,
+    "quality": quality.load,
+    "dedup": dedup.load,
+}
+"""Name → ``load(cfg)``. An operator is added to curation by a line here (CONTRIBUTING.md)."""
+SOUND_OPERATORS: dict[str, Callable[[Any], Callable[[], Any]]] = {"sound": sound.load}
+"""The same for operators that listen."""
 
 
 @dataclass(frozen=True)

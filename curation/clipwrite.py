@@ -46,8 +46,9 @@ def write_video(
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or min(frames.shape[:3]) < 1:
         raise EchoForgeError(f"{path.name}: frames must be uint8 [F, H, W, 3], got {frames.dtype} {frames.shape}.")
     if min(frames.shape[1:3]) < 2:
-        raise EchoForgeError(f"{path.name}: a video must be at least 2 × 2 pixels, got {frames.shape[2]} × "
-                             f"{frames.shape[1]}.")
+        raise EchoForgeError(
+            f"{path.name}: a video must be at least 2 × 2 pixels, got {frames.shape[2]} × {frames.shape[1]}."
+        )
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

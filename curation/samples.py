@@ -86,7 +86,9 @@ def real_quantiles(scores: Mapping[str, float], real: Mapping[str, Sequence[floa
     }
 
 
-def flag(scores: Mapping[str, float], real: Mapping[str, Sequence[float]], quantile: float, margin: float) -> list[Flag]:
+def flag(
+    scores: Mapping[str, float], real: Mapping[str, Sequence[float]], quantile: float, margin: float
+) -> list[Flag]:
     """Flags of one sample: measures beyond the real ``quantile`` by more than ``margin`` × the real spread.
 
     Args:

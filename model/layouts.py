@@ -97,7 +97,7 @@ def _renamed(state: Mapping[str, Tensor], rules: Sequence[tuple[str, str | Calla
     result: State = {}
     for key, value in state.items():
         for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)  # noqa: PLW2901
+            key = re.sub(pattern, replacement, key)
         result[key] = value
     return result
 

@@ -44,7 +44,7 @@ class SamplerInputs:
 
     def to(self, device: torch.device | str) -> SamplerInputs:
         """The same on ``device``."""
-        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved, negatives={k: v.to(device) for k, v in self.negatives.items()})
 
 
@@ -113,8 +113,8 @@ class _Step:
         """All branches of one window, combined."""
         texts, sounds = self._branches(inputs)
         if self.cfg.batched:
-            together = [torch.cat(texts), None if sounds[0] is None else torch.cat(sounds)]  # type: ignore[arg-type]
-            parts = self._velocity(x, inputs, *together, len(texts), window).chunk(len(texts))
+            sound = None if sounds[0] is None else torch.cat([s for s in sounds if s is not None])
+            parts = self._velocity(x, inputs, torch.cat(texts), sound, len(texts), window).chunk(len(texts))
         else:
             parts = tuple(
                 self._velocity(x, inputs, text, sound, 1, f"{window}{i}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class TrainPlan:
     parameters: int
     state_gib: float
     buckets: list[BucketPlan]
-    stages: list[tuple[str, str, int]]  # name, kind, steps
+    stages: Sequence[tuple[str, str, int]]  # name, kind, steps
     global_batch: int
 
     def __str__(self) -> str:

@@ -167,7 +167,8 @@ def _generate(
     corpus = _corpus(truth, out / "videos", length, config)
     folder = out / "generated"
     folder.mkdir(exist_ok=True)
-    cards, measured = [], []
+    cards: list[Generated] = []
+    measured: list[_Measured] = []
     jobs = [("i2v", name, name) for name in held[:PICTURES]]
     jobs += [("lip_sync", name, held[(i + 1) % len(held)]) for i, name in enumerate(held[-DUBBED:])]
     for number, (task, person, voice) in enumerate(jobs):

@@ -60,9 +60,7 @@ class Cascade:
         """Scores are the last stage's margin: comparable among themselves only."""
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         least = max(20, round(self._share * min(grey.shape)))  # 20: the size that the cascade was trained on
-        squares, _, scores = self._net.detectMultiScale3(
-            grey, 1.15, 4, 0, (least, least), outputRejectLevels=True
-        )
+        squares, _, scores = self._net.detectMultiScale3(grey, 1.15, 4, 0, (least, least), outputRejectLevels=True)
         faces = []
         for (x, y, w, h), score in zip(squares, np.ravel(scores), strict=True):
             left, top = x + _HAAR_X * w, y + _HAAR_Y * h

@@ -93,23 +93,50 @@ def _length(cfg: PuppetsConfig, rng: np.random.Generator) -> int:
     return max(round(seconds * FPS), 1)
 
 
-def _pair(identity: who.Identity, background: np.ndarray, speech: Speech, motion: who.Motion,
-          rng: np.random.Generator, cfg: PuppetsConfig) -> Rendered:
+def _pair(
+    identity: who.Identity,
+    background: np.ndarray,
+    speech: Speech,
+    motion: who.Motion,
+    rng: np.random.Generator,
+    cfg: PuppetsConfig,
+) -> Rendered:
     """Two puppets side by side: the left one speaks, the right one listens."""
     length = len(speech.opening)
     quiet = Speech(speech.pcm, np.zeros(length, np.float32), np.zeros(length, np.float32))
-    listener = render(who.draw_identity(rng), background, quiet, who.draw_motion(length, quiet.opening, rng, cfg.sway),
-                      centre=71.0, zoom=0.8)
+    listener = render(
+        who.draw_identity(rng),
+        background,
+        quiet,
+        who.draw_motion(length, quiet.opening, rng, cfg.sway),
+        centre=71.0,
+        zoom=0.8,
+    )
     return render(identity, listener.frames, speech, motion, centre=25.0, zoom=0.8)
 
 
 def _joined(first: Puppet, second: Puppet) -> Puppet:
     """A hard cut from one puppet to another."""
     a, b = first.truth, second.truth
-    truth = Rendered(*(np.concatenate(pair) for pair in ((a.frames, b.frames), (a.face_boxes, b.face_boxes),
-                                                         (a.mouth_boxes, b.mouth_boxes), (a.mouth_px, b.mouth_px))))
-    return Puppet(np.concatenate([first.frames, second.frames]), np.concatenate([first.pcm, second.pcm]), truth,
-                  first.identity, first.backdrop, 0)
+    truth = Rendered(
+        *(
+            np.concatenate(pair)
+            for pair in (
+                (a.frames, b.frames),
+                (a.face_boxes, b.face_boxes),
+                (a.mouth_boxes, b.mouth_boxes),
+                (a.mouth_px, b.mouth_px),
+            )
+        )
+    )
+    return Puppet(
+        np.concatenate([first.frames, second.frames]),
+        np.concatenate([first.pcm, second.pcm]),
+        truth,
+        first.identity,
+        first.backdrop,
+        0,
+    )
 
 
 @dataclass(frozen=True)
@@ -235,4 +262,3 @@ def _replace(path: Path, data: bytes) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_bytes(data)
     part.replace(path)
-

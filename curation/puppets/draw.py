@@ -102,8 +102,9 @@ def _body(identity: Identity, side: int) -> _Canvas:
         canvas.polygon(np.array([[38, 81], [48, 91], [42, 95], [33, 86]]), light)
         canvas.polygon(np.array([[58, 81], [48, 91], [54, 95], [63, 86]]), light)
     else:
-        canvas.polygon(np.array([[36, 83], [48, 92], [60, 83], [62, 86], [48, 96], [34, 86]]),
-                       mix(clothes, (0, 0, 0), 0.25))
+        canvas.polygon(
+            np.array([[36, 83], [48, 92], [60, 83], [62, 86], [48, 96], [34, 86]]), mix(clothes, (0, 0, 0), 0.25)
+        )
     shade = np.linspace(1.06, 0.86, side)[None, :, None]
     canvas.rgb = np.clip(canvas.rgb * shade, 0, 255).astype(np.uint8)
     return canvas
@@ -139,8 +140,17 @@ def _hair_before(canvas: _Canvas, identity: Identity, rx: float, ry: float) -> N
     canvas.polygon(np.concatenate([cap, edge]), hair)
     if identity.style != "bun":  # sideburns
         for sign in (-1, 1):
-            canvas.polygon(np.array([[x + sign * (rx + 1.2), y - line - 4], [x + sign * (rx - 3.2), y - line - 3],
-                                     [x + sign * (rx - 1.2), y - 3], [x + sign * (rx + 1.6), y - 2]]), hair)
+            canvas.polygon(
+                np.array(
+                    [
+                        [x + sign * (rx + 1.2), y - line - 4],
+                        [x + sign * (rx - 3.2), y - line - 3],
+                        [x + sign * (rx - 1.2), y - 3],
+                        [x + sign * (rx + 1.6), y - 2],
+                    ]
+                ),
+                hair,
+            )
 
 
 def _shade(canvas: _Canvas, identity: Identity, rx: float, ry: float) -> None:
@@ -268,8 +278,9 @@ def render(
         half, gap = _draw_mouth(layer, identity, float(speech.opening[index]), float(speech.width[index]))
         torso = _pose(0.35 * float(motion.x[index]), 0.0, 0.0, centre, zoom)
         pose = _pose(float(motion.x[index]), float(motion.y[index]), float(motion.angle[index]), centre, zoom)
-        picture = cv2.resize(background if background.ndim == 3 else background[index], (side, side),
-                             interpolation=cv2.INTER_LINEAR)
+        picture = cv2.resize(
+            background if background.ndim == 3 else background[index], (side, side), interpolation=cv2.INTER_LINEAR
+        )
         for canvas, matrix in ((body, torso), (layer, pose)):
             picture = _over(picture, canvas, matrix)
         frames.append(cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA))
@@ -278,8 +289,12 @@ def render(
         mouth = oval(FACE[0], MOUTH_Y + 0.34 * gap, half, 0.5 * gap + 2.2)
         mouth_boxes.append(_box(_place(mouth, pose), k))
         gaps.append(gap * zoom * k)
-    return Rendered(np.stack(frames), np.array(face_boxes, np.float32), np.array(mouth_boxes, np.float32),
-                    np.array(gaps, np.float32))
+    return Rendered(
+        np.stack(frames),
+        np.array(face_boxes, np.float32),
+        np.array(mouth_boxes, np.float32),
+        np.array(gaps, np.float32),
+    )
 
 
 def _pose(x: float, y: float, angle: float, centre: float, zoom: float) -> np.ndarray:

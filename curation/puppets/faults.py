@@ -46,8 +46,20 @@ FAULTS: dict[str, Fault] = {
 }
 """In the order in which a small corpus receives them."""
 
-_LINES = ("Hello there", "How are you", "Fine, thanks", "See you soon", "What a day", "Tell me more", "I like tea",
-          "Good morning", "Very well", "Never mind", "Look at this", "Come with me")
+_LINES = (
+    "Hello there",
+    "How are you",
+    "Fine, thanks",
+    "See you soon",
+    "What a day",
+    "Tell me more",
+    "I like tea",
+    "Good morning",
+    "Very well",
+    "Never mind",
+    "Look at this",
+    "Come with me",
+)
 
 
 def shift_frames(fault: str | None, rng: np.random.Generator) -> int:
@@ -162,4 +174,3 @@ def _subtitles(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _watermark(frames: np.ndarray) -> np.ndarray:
     letters, outline = _stamp(frames.shape[1:3], "PUPPET TV", max(round(frames.shape[1] * 0.11), 9), "corner")  # type: ignore[arg-type]
     return _print(frames, letters, outline, 0.85)
-

@@ -144,8 +144,10 @@ def draw_motion(frames: int, opening: np.ndarray, rng: np.random.Generator, sway
     times = np.arange(frames) / 25.0
 
     def drift(size: float) -> np.ndarray:
-        parts = [rng.uniform(0.4, 1.0) * np.sin(2 * np.pi * (rng.uniform(0.08, 0.45) * times + rng.uniform()))
-                 for _ in range(2)]
+        parts = [
+            rng.uniform(0.4, 1.0) * np.sin(2 * np.pi * (rng.uniform(0.08, 0.45) * times + rng.uniform()))
+            for _ in range(2)
+        ]
         return (size * (parts[0] + parts[1]) / 1.4).astype(np.float32)
 
     blink = np.zeros(frames, np.float32)
@@ -157,8 +159,13 @@ def draw_motion(frames: int, opening: np.ndarray, rng: np.random.Generator, sway
         at += int(rng.uniform(35, 110))
     nod = np.convolve(np.pad(opening, 7, mode="edge"), np.ones(15) / 15, mode="valid")
     gaze = np.repeat(rng.uniform(-0.9, 0.9, frames // 30 + 1), 30)[:frames] * (rng.uniform() < 0.7)
-    return Motion(drift(sway), drift(0.7 * sway) + 1.2 * sway * nod.astype(np.float32), drift(1.6 * sway), blink,
-                  gaze.astype(np.float32))
+    return Motion(
+        drift(sway),
+        drift(0.7 * sway) + 1.2 * sway * nod.astype(np.float32),
+        drift(1.6 * sway),
+        blink,
+        gaze.astype(np.float32),
+    )
 
 
 def captions(identity: Identity, backdrop: Backdrop) -> tuple[str, dict[str, str]]:
@@ -168,11 +175,17 @@ def captions(identity: Identity, backdrop: Backdrop) -> tuple[str, dict[str, str
         behind = f"a {backdrop.pattern} background of {backdrop.colour} and {backdrop.second}"
     elif backdrop.pattern == "dots":
         behind = f"a {backdrop.colour} background with faint {backdrop.second} dots"
-    head = f"a {identity.accent} cap over {identity.hair} hair" if identity.style == "cap" else (
-        f"{identity.style} {identity.hair} hair")
+    head = (
+        f"a {identity.accent} cap over {identity.hair} hair"
+        if identity.style == "cap"
+        else (f"{identity.style} {identity.hair} hair")
+    )
     glasses = " and round glasses" if identity.glasses else ""
-    top = {"round neck": f"a {identity.clothes} sweater", "collar": f"a {identity.clothes} shirt with a collar",
-           "scarf": f"a {identity.clothes} sweater and a {identity.accent} scarf"}[identity.collar]
+    top = {
+        "round neck": f"a {identity.clothes} sweater",
+        "collar": f"a {identity.clothes} shirt with a collar",
+        "scarf": f"a {identity.clothes} sweater and a {identity.accent} scarf",
+    }[identity.collar]
     short = f"A puppet with {head}{glasses} in {top} is talking in front of {behind}."
     fields = {
         "hands": "not visible",

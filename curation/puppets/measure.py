@@ -29,8 +29,11 @@ def mouth_opening(frames: np.ndarray, mouth_boxes: np.ndarray) -> np.ndarray:
     x0, y0, x1, y1 = mouth_region(mouth_boxes, frames.shape[1])
     region = frames[:, y0:y1, x0:x1].astype(np.float32)
     height, width = max((y1 - y0) // 5, 1), max((x1 - x0) // 6, 1)
-    corners = [region[:, rows, columns].reshape(-1, 3) for rows in (slice(height), slice(-height, None))
-               for columns in (slice(width), slice(-width, None))]
+    corners = [
+        region[:, rows, columns].reshape(-1, 3)
+        for rows in (slice(height), slice(-height, None))
+        for columns in (slice(width), slice(-width, None))
+    ]
     skin = np.median(np.concatenate(corners), axis=0)
     middle = region[:, :, (x1 - x0) * 3 // 8 : (x1 - x0) * 5 // 8 + 1]
     other = np.sqrt(((middle - skin) ** 2).sum(-1))

@@ -135,8 +135,9 @@ def _synthesise(voice: Voice, tracks: _Tracks, rng: np.random.Generator) -> np.n
     steps = len(tracks.voiced)
     size = steps * _HOP
     times = np.arange(size) / SAMPLE_RATE
-    wander = sum(rng.uniform(0.02, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.3, 3.5) * times + rng.uniform()))
-                 for _ in range(3))
+    wander = sum(
+        rng.uniform(0.02, 0.06) * np.sin(2 * np.pi * (rng.uniform(0.3, 3.5) * times + rng.uniform())) for _ in range(3)
+    )
     pitch = voice.pitch * (1.05 - 0.1 * (times % 1.7) / 1.7) * (1 + wander)
     phase = np.cumsum(pitch) / SAMPLE_RATE % 1.0
     pulse = np.where(phase < 0.6, np.sin(np.pi * phase / 0.6) ** 2, 0.0)  # flow, open 60 % of the period

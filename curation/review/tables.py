@@ -59,7 +59,7 @@ def verdicts(gathered: pa.Table, table: pa.Table, accept_flags: bool) -> pd.Data
     """
     votes = effective(table)
     votes = votes[votes["verdict"] != "skip"]
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     by_negative = dict(list(votes.groupby("negative_id"))) if len(votes) else {}
     for row in gathered.select(["negative_id", "flags"]).to_pylist():
         mine = by_negative.get(row["negative_id"])
@@ -74,7 +74,9 @@ def verdicts(gathered: pa.Table, table: pa.Table, accept_flags: bool) -> pd.Data
             rows.append((row["negative_id"], "negative", row["flags"][0]["issue"], None, None, 0))
         else:
             rows.append((row["negative_id"], "fine" if accept_flags else None, None, None, None, 0))
-    return pd.DataFrame(rows, columns=["negative_id", "verdict", "issue", "frame_start", "frame_end", "votes"], dtype=object)
+    return pd.DataFrame(
+        rows, columns=["negative_id", "verdict", "issue", "frame_start", "frame_end", "votes"], dtype=object
+    )
 
 
 def add(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -124,7 +126,8 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
     if missing := [c for c in ("negative_id", "verdict") if c not in table.columns]:
         raise EchoForgeError(f"{source} has no column '{missing[0]}'; start from `negatives export`.")
     on_record = {
-        (r["negative_id"], r["reviewer"]): _key(r) for r in effective(reviews(folder)).to_dict("records")
+        (r["negative_id"], r["reviewer"]): _key({str(k): v for k, v in r.items()})
+        for r in effective(reviews(folder)).to_dict("records")
     }
     rows = []
     for line, record in enumerate(table.to_dict("records"), 2):

@@ -7,8 +7,18 @@ from curation.sync.base import CropNeed, SyncBackend, SyncScore
 from curation.sync.correct import Correction, correct
 from curation.sync.crops import Square, cut, cut_all, square
 
-__all__ = ["Correction", "CropNeed", "Square", "SyncBackend", "SyncScore", "correct", "cut", "cut_all", "load_backend",
-           "square"]
+__all__ = [
+    "Correction",
+    "CropNeed",
+    "Square",
+    "SyncBackend",
+    "SyncScore",
+    "correct",
+    "cut",
+    "cut_all",
+    "load_backend",
+    "square",
+]
 
 
 def load_backend(cfg: SyncConfig, device: str = "cpu") -> SyncBackend | None:

@@ -60,7 +60,13 @@ def catalog_clips(rows: Iterable[Mapping[str, Any]], need: CropNeed = CROP) -> I
             continue
         start, end = int(row["start_frame"]), int(row["end_frame"])
         face, mouth = boxes_per_frame(row["tracks"][int(row["active_track"])], end - start)
-        clip = read_clip(row["source_uri"], start, end, width=int(row["width"]), height=int(row["height"]),
-                         offset_samples=int(row.get("offset_samples") or 0))
+        clip = read_clip(
+            row["source_uri"],
+            start,
+            end,
+            width=int(row["width"]),
+            height=int(row["height"]),
+            offset_samples=int(row.get("offset_samples") or 0),
+        )
         if clip.has_sound:
             yield SyncClip(str(row["video_id"]), cut_all(clip.frames, face, mouth, need), clip.pcm)

@@ -33,8 +33,10 @@ def network() -> torch.nn.Module:
     """
     spec = importlib.util.find_spec("syncnet_python")
     if spec is None or not spec.submodule_search_locations:
-        raise EchoForgeError("sync.backend syncnet_v2 needs the package syncnet-python; install it without "
-                             "dependencies: pip install --no-deps syncnet-python.")
+        raise EchoForgeError(
+            "sync.backend syncnet_v2 needs the package syncnet-python; install it without "
+            "dependencies: pip install --no-deps syncnet-python."
+        )
     path = Path(spec.submodule_search_locations[0]) / "SyncNetModel.py"
     inner = importlib.util.spec_from_file_location("_syncnet_model", path)
     assert inner is not None and inner.loader is not None
@@ -97,8 +99,12 @@ class SyncNetV2:
         """Sound windows of all clips go through the network together; lips clip by clip, in pieces of a batch."""
         counts = [checked(crops, pcm, self.crop, _WINDOW + 1) - _WINDOW for crops, pcm in clips]
         sound = torch.cat([mfcc_windows(pcm, count) for (_, pcm), count in zip(clips, counts, strict=True)])
-        heard = torch.cat([self._net.forward_aud(part.to(self._device)).float().cpu()  # type: ignore[operator]
-                           for part in sound.split(self._cfg.batch_size * 4)])
+        heard = torch.cat(
+            [
+                self._net.forward_aud(part.to(self._device)).float().cpu()  # type: ignore[operator]
+                for part in sound.split(self._cfg.batch_size * 4)
+            ]
+        )
         scores = []
         for (crops, _), count, aud in zip(clips, counts, heard.split(counts), strict=True):
             matrix = distance_matrix(self._lips(crops, count), aud, self._cfg.vshift, padded=True)
@@ -124,4 +130,3 @@ def mfcc_windows(pcm: np.ndarray, count: int) -> torch.Tensor:
     audio = np.clip(np.round(np.asarray(pcm, np.float64) * 32768), -32768, 32767).astype(np.int16)
     mfcc = torch.from_numpy(python_speech_features.mfcc(audio, SAMPLE_RATE)).float().T.contiguous()
     return mfcc.unfold(1, 20, _MFCC_PER_FRAME)[:, :count].permute(1, 0, 2)[:, None].contiguous()
-

@@ -86,7 +86,7 @@ def from_original(state: Mapping[str, Tensor], source: str) -> Any:
     named = layouts.vae(state)
     if "encoder.conv_in.weight" not in named:
         raise EchoForgeError(f"{source} is not a Wan2.1 VAE: it has no encoder.conv1.")
-    vae = AutoencoderKLWan(base_dim=named["encoder.conv_in.weight"].shape[0])
+    vae: Any = AutoencoderKLWan(base_dim=named["encoder.conv_in.weight"].shape[0])
     layouts.require(list(vae.state_dict()), named, source)
     try:
         vae.load_state_dict(named)

@@ -75,7 +75,8 @@ def vae(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):
-        theirs = AutoencoderKLWan(base_dim=int(metadata["dim"]), z_dim=int(metadata["z_dim"])).state_dict()
+        empty: Any = AutoencoderKLWan(base_dim=int(metadata["dim"]), z_dim=int(metadata["z_dim"]))
+        theirs = empty.state_dict()
     shapes = {name: tuple(theirs[key].shape) for name, key in original_vae_names(theirs).items()}
     codec = WanCodec(from_original(_weights(shapes), "the fixture"), "", "cpu")
     computed: Tensors = {}

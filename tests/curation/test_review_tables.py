@@ -64,7 +64,8 @@ def test_spreadsheet_round_trip(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [_review("n9", "fine"), _review("n1", "bad"), _review("n1", "negative", issue="colour"), {"negative_id": "n1"}]
+    "row",
+    [_review("n9", "fine"), _review("n1", "bad"), _review("n1", "negative", issue="colour"), {"negative_id": "n1"}],
 )
 def test_bad_rows_are_refused_whole(folder: Path, row: dict[str, object]) -> None:
     with pytest.raises(EchoForgeError):

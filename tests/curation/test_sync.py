@@ -189,8 +189,18 @@ def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
         "mouth_boxes": [mouths[10 + i] for i in at],
         "box_frames": at,
     }
-    row = {"clip_id": "c", "video_id": "v", "source_uri": str(tmp_path / truth["file"]), "start_frame": 10,
-           "end_frame": 43, "width": 96, "height": 96, "tracks": [track], "active_track": 0, "verdict": "hold"}
+    row = {
+        "clip_id": "c",
+        "video_id": "v",
+        "source_uri": str(tmp_path / truth["file"]),
+        "start_frame": 10,
+        "end_frame": 43,
+        "width": 96,
+        "height": 96,
+        "tracks": [track],
+        "active_track": 0,
+        "verdict": "hold",
+    }
     (tmp_path / "clips").mkdir()
     rejected = row | {"verdict": "reject", "source_uri": "never read"}
     pq.write_table(table([row, rejected], CLIPS), tmp_path / "clips" / "part.parquet")

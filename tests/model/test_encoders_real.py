@@ -111,7 +111,7 @@ def test_whisper_through_its_own_file_format(tmp_path: Path) -> None:
     assert cut.tokens.shape == (2 * (33 + 16), 32) and cut.frame0 == 16
     everything = load_audio_encoder(replace(cfg, layers="all", dim=96)).encode(sound[: 640 * 50])
     assert everything.shape == (100, 96)
-    with pytest.raises(EchoForgeError, match="audio_encoder.dim"):
+    with pytest.raises(EchoForgeError, match=r"audio_encoder\.dim"):
         load_audio_encoder(replace(cfg, dim=384))
 
 
@@ -159,5 +159,5 @@ def test_missing_files_say_which_and_how(tmp_path: Path, monkeypatch: pytest.Mon
     from safetensors.torch import save_file
 
     save_file({"a": torch.zeros(1)}, wrong)
-    with pytest.raises(EchoForgeError, match="not a Wan2.1 VAE"):
+    with pytest.raises(EchoForgeError, match=r"not a Wan2\.1 VAE"):
         load_codec(replace(model.codec, path=str(wrong)))
