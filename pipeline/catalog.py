@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.errors import EchoForgeError
@@ -16,7 +14,8 @@ from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from pipeline import store
-from pipeline.curate import CurateSummary, decide, publish, summarise
+from pipeline.curate import CurateSummary, count, publish, summarise
+from pipeline.tables import read, rewrite
 
 
 @dataclass(frozen=True)
@@ -57,39 +56,27 @@ class Explanation:
             f"clip {row['clip_id']}: {row['source_uri']}, {row['start_s']:.2f}-{row['end_s']:.2f} s: {row['verdict']}"
         ]
         for r in self.results:
-            score = "not measured" if r.score is None else (f"{r.score:.3g}" if isinstance(r.score, float) else r.score)
+            score = "not measured" if r.value is None else (f"{r.value:.3g}" if isinstance(r.value, float) else r.value)
             limit = "" if r.limit is None else (f"{r.limit:g}" if isinstance(r.limit, (int, float)) else r.limit)
-            lines.append(f"  {'ok  ' if r.passed else r.outcome:<6} {r.code:<14} {score!s:>14} {r.op:>6} {limit:<8} {r.sentence}")
+            lines.append(
+                f"  {'ok  ' if r.passed else r.outcome:<6} {r.code:<14} {score!s:>14} {r.op:>6} {limit:<8} {r.sentence}"
+            )
         return "\n".join(lines)
 
     def __rich__(self) -> str:
         return str(self).replace("[", r"\[")
 
 
-def read(catalog_dir: str, name: str, schema: pa.Schema) -> pa.Table:
-    """One table of a catalog.
-
-    Raises:
-        EchoForgeError: there is none.
-    """
-    tables = []
-    for part in store.listing(store.join(catalog_dir, name), ".parquet"):
-        with store.parquet(part.url) as file:
-            tables.append(file.read(columns=schema.names).select(schema.names).cast(schema))
-    if not tables:
-        raise EchoForgeError(f"'{catalog_dir}' holds no catalog ({name}/*.parquet); make one with `curate`.")
-    return pa.concat_tables(tables).combine_chunks()
-
-
 def status(catalog_dir: str) -> Status:
     """Counts by verdict, and the files that could not be used with their sentences."""
-    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
+    videos = read(catalog_dir, "videos", VIDEOS, ["source_uri", "verdict", "error"])
+    clips = read(catalog_dir, "clips", CLIPS, ["verdict"])
     broken = videos.filter(pc.equal(videos["verdict"], "error"))
     url = store.join(catalog_dir, "status.json")
     return Status(
         catalog_dir,
-        dict(Counter(videos["verdict"].to_pylist())),
-        dict(Counter(clips["verdict"].to_pylist())),
+        count(videos["verdict"]),
+        count(clips["verdict"]),
         list(zip(broken["source_uri"].to_pylist(), broken["error"].to_pylist(), strict=True)),
         json.loads(store.read_bytes(url)) if store.exists(url) else None,
     )
@@ -101,20 +88,28 @@ def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
     Raises:
         EchoForgeError: no such clip, or several.
     """
-    clips = read(catalog_dir, "clips", CLIPS)
-    found = clips.filter(pc.starts_with(clips["clip_id"], clip))
-    ids = sorted(set(found["clip_id"].to_pylist()))
+    known = read(catalog_dir, "clips", CLIPS, ["clip_id"])["clip_id"]
+    ids = sorted(set(known.filter(pc.starts_with(known, clip)).to_pylist()))
     if len(ids) != 1:
         hint = f"'{clip}' begins {len(ids)} ids" if ids else f"no clip's id begins with '{clip}'"
         raise EchoForgeError(f"{hint} in {catalog_dir}; see the clip_id column of clips/*.parquet.")
-    row = found.slice(0, 1).to_pylist()[0]
+    row = _row(catalog_dir, ids[0])
     return Explanation(row, explain_row(row, cfg))
+
+
+def _row(catalog_dir: str, clip: str) -> dict[str, Any]:
+    for part in store.listing(store.join(catalog_dir, "clips"), ".parquet"):
+        with store.parquet(part.url) as file:
+            at = pc.index(file.read(columns=["clip_id"])["clip_id"], clip).as_py()
+            if at >= 0:
+                row: dict[str, Any] = file.read().slice(at, 1).to_pylist()[0]
+                return row
+    raise EchoForgeError(f"clip '{clip}' went away while '{catalog_dir}' was read; run again.")
 
 
 def redecide(catalog_dir: str, config: Any) -> CurateSummary:
     """New verdicts from the scores in the tables; decodes nothing."""
-    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
-    videos, clips = decide(videos, clips, config.curation)
+    videos, clips = rewrite(catalog_dir, config.curation)
     url = store.join(catalog_dir, "run.json")
     before = json.loads(store.read_bytes(url)) if store.exists(url) else {}
     facts = {key: before[key] for key in ("seconds", "video_seconds", "sources") if key in before}

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import EchoForgeError
+from pipeline import store
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import EngineError, Receipt, Schedule, Worker, run_batch
 from pipeline.ledger import Ledger, Unit, code_version
@@ -77,7 +78,7 @@ def session(address: str | None, share: WorkerShare, object_store_mb: int) -> It
         if address:
             ray.init(address=address, **quiet)
         else:
-            folder = tempfile.mkdtemp(prefix="ef-", dir="/tmp" if Path("/tmp").is_dir() else None)  # socket paths ≤ 107
+            folder = _ray_folder()
             ray.init(
                 address="local",
                 num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
@@ -100,6 +101,16 @@ def session(address: str | None, share: WorkerShare, object_store_mb: int) -> It
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ray_folder() -> str:
+    """A short folder (socket paths end at 107 characters) named after this process; those of dead ones are removed."""
+    place = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    for old in place.glob("ef-*-*"):
+        owner = old.name.split("-")[1]
+        if owner.isdigit() and not store.alive(int(owner)):
+            shutil.rmtree(old, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"ef-{os.getpid()}-", dir=place)
 
 
 def _cpus() -> int:

@@ -12,9 +12,9 @@ import json
 import platform
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,13 +26,11 @@ from curation import backends, catalog
 from curation.analyse import analyse_video
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
-from curation.decide import decide_clips, decide_videos
-from curation.dedup import mark_duplicates
-from curation.report import write_report
+from curation.report import render
 from curation.sources import Source, expand
-from pipeline import engine, store
+from pipeline import engine, store, tables
 from pipeline.config import PipelineConfig
-from pipeline.ledger import Ledger, Result, Unit, code_version, unit_id
+from pipeline.ledger import Failure, Ledger, Result, Unit, code_version, unit_id
 from pipeline.progress import Progress
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
@@ -83,9 +81,10 @@ class CurateWorker:
         """``payload``: ``uri`` and what a manifest says of it."""
         started = time.process_time()
         facts = {key: payload[key] for key in ("caption", "speaker", "licence", "source")}
-        video, clips = analyse_video(
-            payload["uri"], self._cfg, backends=self._backends, spans=payload["spans"], **facts
-        )
+        with store.local_copy(payload["uri"]) as path:  # one download instead of a range request per packet
+            video, clips = analyse_video(str(path), self._cfg, backends=self._backends, spans=payload["spans"], **facts)
+        for row in (video, *clips):
+            row["source_uri"] = store.redact(payload["uri"])
         seconds = float(video.get("duration_s") or 0.0)
         return Result({"videos": [video], "clips": clips}, seconds, {"analyse": time.process_time() - started})
 
@@ -120,28 +119,51 @@ def curate(
     found = expand(sources, cfg)[:limit]
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
     _tell_changes(out, ledger, quiet)
-    units = [plan_unit(source, pipeline_cfg) for source in found]
-    units = list({unit.id: unit for unit in units}.values())
+    units = plan(found, pipeline_cfg)
     watcher = None if quiet else Progress("curate", "videos", store.join(out, "status.json"))
     execution = pipeline_cfg.execution
     outcome = engine.run(
         units, functools.partial(CurateWorker, cfg), ledger, execution.curate, execution,
         inline=inline, ray_address=ray_address, retry_failed=retry_failed, watcher=watcher,
     )  # fmt: skip
-    videos, clips = collect(ledger, {unit.id for unit in units}, cfg)
-    aside = {u: f for u, f in ledger.quarantined().items() if u in {unit.id for unit in units}}
-    videos = _with_quarantine(videos, aside, {unit.id: unit for unit in units})
-    timings = {"analyse": outcome.amount} if watcher is None else watcher.timings
+    wanted, aside = current(ledger, units)
+    timings = watcher.timings if watcher else {}
     facts = {"seconds": timings, "video_seconds": outcome.amount, "sources": len(found)}
+    videos = _with_quarantine(_concat(ledger, "videos", wanted, VIDEOS), aside)
+
+    def read_clips(columns: list[str]) -> Iterator[pa.Table]:
+        return ledger.read("clips", wanted, columns)
+
+    videos = videos.sort_by([("source_uri", "ascending")])
+    videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file)
     report = publish(out, videos, clips, config, facts)
-    causes = [f"{failure.key}: {failure.cause}" for failure in aside.values()]
+    causes = [f"{store.redact(failure.key)}: {failure.cause}" for failure in aside]
     return summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report)
 
 
-def plan_unit(source: Source, cfg: PipelineConfig) -> Unit:
-    """One video as a unit. Only its name, size and time (or tag) are looked at; the body is not read."""
+def plan(sources: list[Source], cfg: PipelineConfig) -> list[Unit]:
+    """One unit per video. Only name, size and time (or tag) are looked at; no body is read.
+
+    Object stores are asked once per folder, not once per file.
+    """
+    listed: dict[str, dict[str, store.Entry]] = {}
+    units: dict[str, Unit] = {}
+    for source in sources:
+        there = None
+        if store.is_remote(source.uri):
+            folder = source.uri.rpartition("/")[0]
+            if folder not in listed:
+                listed[folder] = {entry.name: entry for entry in store.listing(folder)}
+            there = listed[folder].get(store.name_of(source.uri))
+        unit = plan_unit(source, cfg, there)
+        units[unit.id] = unit
+    return list(units.values())
+
+
+def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = None) -> Unit:
+    """One video as a unit; ``there`` is its entry in a listing, if one was made."""
     try:
-        there = store.entry(source.uri)
+        there = there or store.entry(source.uri)
         size, tag = there.size, there.tag
     except (OSError, EchoForgeError):
         size, tag = 0, "unreadable"  # the analysis will say why, in a row
@@ -150,8 +172,9 @@ def plan_unit(source: Source, cfg: PipelineConfig) -> Unit:
         "licence": source.licence, "source": source.source,
     }  # fmt: skip
     execution = cfg.execution
+    said = (*source.spans, source.caption, source.speaker, source.licence, source.source)
     return Unit(
-        id=unit_id(source.uri, size, tag, strict.digest([list(source.spans), source.caption, source.speaker])),
+        id=unit_id(source.uri, size, tag, repr(said)),
         payload=payload,
         key=source.uri,
         fingerprint=f"{size}:{tag}",
@@ -160,34 +183,34 @@ def plan_unit(source: Source, cfg: PipelineConfig) -> Unit:
     )
 
 
-def collect(ledger: Ledger, wanted: set[str], cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
-    """The decided tables of all finished units: exact order, duplicates marked, verdicts given."""
-    videos = _concat(ledger, "videos", wanted, VIDEOS).sort_by([("source_uri", "ascending")])
-    clips = _concat(ledger, "clips", wanted, CLIPS).sort_by([("source_uri", "ascending"), ("start_frame", "ascending")])
-    return decide(videos, clips, cfg)
+def current(ledger: Ledger, units: list[Unit]) -> tuple[set[str], list[Failure]]:
+    """The units that the catalog shows: those planned now, and for every other source its latest.
+
+    So a catalog grows with every folder given to it, and shows a file that changed once, as it is now.
+
+    Returns:
+        ids of finished units, and the units in quarantine.
+    """
+    planned, keys = {unit.id for unit in units}, {unit.key for unit in units}
+    records = ledger.records().select(["unit", "key", "finished"])
+    latest: dict[str, tuple[float, str]] = {}
+    wanted = set()
+    for unit, key, when in zip(*(records[name].to_pylist() for name in records.schema.names), strict=True):
+        if unit in planned:
+            wanted.add(unit)
+        elif key not in keys:
+            latest[key] = max(latest.get(key, (0.0, "")), (when, unit))
+    wanted |= {unit for _, unit in latest.values()}
+    aside = [
+        failure
+        for unit, failure in ledger.quarantined().items()
+        if unit not in wanted and (unit in planned or (failure.key not in keys and failure.key not in latest))
+    ]
+    return wanted, aside
 
 
-def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
-    """Verdicts of both tables. Decided once before duplicates are marked, so that the copy that stays is a kept one."""
-    if clips.num_rows:
-        clips = mark_duplicates(decide_clips(clips, cfg), cfg.dedup)
-    clips = decide_clips(clips, cfg)
-    return decide_videos(videos, clips, cfg), clips
-
-
-def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dict[str, Any]) -> str | None:
-    """Write tables, ``run.json`` and the report; returns where the report is (None for a remote catalog)."""
-    rows = config.pipeline.execution.rows_per_file
-    for name, table in (("videos", videos), ("clips", clips)):
-        folder = store.join(out, name)
-        written = []
-        for number, start in enumerate(range(0, max(table.num_rows, 1), rows)):
-            file = f"part-{number:05d}.parquet"
-            store.write_table(store.join(folder, file), table.slice(start, rows))
-            written.append(file)
-        for old in store.listing(folder, ".parquet"):
-            if old.name not in written:
-                store.remove(old.url)
+def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dict[str, Any]) -> str:
+    """Write ``run.json`` and the report of decided tables; returns where the report is."""
     snapshot = {name: strict.to_dict(getattr(config, name)) for name in ("curation", "pipeline")}
     run = {
         **facts,
@@ -199,29 +222,32 @@ def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dic
         "python": platform.python_version(),
     }
     store.write_bytes(store.join(out, "run.json"), json.dumps(run, indent=1, ensure_ascii=False).encode())
-    if store.is_remote(out):
-        return None
-    return str(write_report(out, Path(store.local(out)) / "report.html", config.curation))
+    report = store.join(out, "report.html")
+    store.write_bytes(report, render(videos, clips, config.curation, run).encode())
+    return report
 
 
 def summarise(
     out: str, videos: pa.Table, clips: pa.Table, now: int, seconds: float, set_aside: list[str], report: str | None
 ) -> CurateSummary:
     """Counts for people."""
-    verdicts = clips["verdict"].to_pylist()
-    hours: Counter[str] = Counter()
-    for verdict, start, end in zip(verdicts, clips["start_s"].to_pylist(), clips["end_s"].to_pylist(), strict=True):
-        hours[verdict] += (end - start) / 3600  # type: ignore[assignment]
-    reasons = Counter(
-        str(reason).split(":", maxsplit=1)[0]
-        for table in (clips, videos.filter(pc.equal(videos["verdict"], "error")))
-        for row in table["reasons"].to_pylist()
-        for reason in row or []
-    )
+    length = pc.divide(pc.subtract(clips["end_s"], clips["start_s"]), 3600.0)
+    hours = pa.table({"verdict": clips["verdict"], "h": length}).group_by("verdict").aggregate([("h", "sum")])
+    broken = videos.filter(pc.equal(videos["verdict"], "error"))
+    reasons: Counter[str] = Counter()
+    for table in (clips, broken):
+        codes = pc.list_element(pc.split_pattern(pc.list_flatten(table["reasons"]), ":", max_splits=1), 0)
+        reasons.update({code["values"]: code["counts"] for code in pc.value_counts(codes).to_pylist()})
     return CurateSummary(
-        out, dict(Counter(videos["verdict"].to_pylist())), dict(Counter(verdicts)), dict(hours), now, seconds,
-        set_aside, reasons.most_common(8), report,
+        out, count(videos["verdict"]), count(clips["verdict"]),
+        dict(zip(hours["verdict"].to_pylist(), hours["h_sum"].to_pylist(), strict=True)),
+        now, seconds, set_aside, reasons.most_common(8), report,
     )  # fmt: skip
+
+
+def count(column: pa.ChunkedArray) -> dict[str, int]:
+    """How often each value occurs."""
+    return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
 
 
 def _concat(ledger: Ledger, name: str, wanted: set[str], schema: pa.Schema) -> pa.Table:
@@ -229,17 +255,17 @@ def _concat(ledger: Ledger, name: str, wanted: set[str], schema: pa.Schema) -> p
     return pa.concat_tables(parts).combine_chunks() if parts else schema.empty_table()
 
 
-def _with_quarantine(videos: pa.Table, aside: dict[str, Any], units: dict[str, Unit]) -> pa.Table:
+def _with_quarantine(videos: pa.Table, aside: list[Failure]) -> pa.Table:
     """A row for every file that was given up: nothing disappears."""
     rows = [
         {
-            "source_uri": units[unit].key,
+            "source_uri": store.redact(failure.key),
             "verdict": "error",
             "error_stage": "quarantine",
             "error": failure.cause,
             "reasons": [f"quarantine: {failure.cause}"],
         }
-        for unit, failure in aside.items()
+        for failure in aside
     ]
     return pa.concat_tables([videos, catalog.table(rows, VIDEOS)]) if rows else videos
 

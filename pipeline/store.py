@@ -260,14 +260,15 @@ def sweep(url: str) -> int:
         if not match:
             continue
         with contextlib.suppress(FileNotFoundError):
-            dead = match["host"] == host and not _alive(int(match["pid"]))
+            dead = match["host"] == host and not alive(int(match["pid"]))
             if dead or time.time() - path.stat().st_mtime > 86_400:
                 path.unlink()
                 removed += 1
     return removed
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

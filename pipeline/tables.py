@@ -1,0 +1,185 @@
+"""The tables of a catalog: decided over the whole corpus, read and written piece by piece.
+
+Deciding needs every clip's scores at once (copies are looked for across the corpus) but not its tracks and captions,
+which are most of the bytes. So the corpus is passed twice: once for the light columns, which are decided in memory,
+and once whole, a file at a time, to write the verdicts beside the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.errors import EchoForgeError
+from curation.catalog import CLIPS, VIDEOS
+from curation.config import CurationConfig
+from curation.decide import decide_clips, decide_videos
+from curation.dedup import mark_duplicates
+from pipeline import store
+
+HEAVY = ("tracks", "captions")
+LIGHT = [name for name in CLIPS.names if name not in HEAVY]
+DECIDED = ("duplicate_of", "tier", "verdict", "reasons")
+_SLICE = 100_000
+"""Rows decided at a time: sentences are made as Python strings, which are large."""
+
+Clips = Callable[[list[str]], Iterator[pa.Table]]
+"""Gives the clips with these columns, piece by piece, always in the same pieces and the same order."""
+
+
+def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
+    """Verdicts of both tables. Decided once before duplicates are marked, so that the copy that stays is a kept one.
+
+    Args:
+        clips: all columns, or :data:`LIGHT`.
+    """
+    if clips.num_rows and cfg.dedup.enabled:
+        clips = mark_duplicates(_decided(clips, cfg), cfg.dedup)
+    elif clips.num_rows:
+        at = clips.schema.get_field_index("duplicate_of")
+        clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, pa.string()))
+    clips = _decided(clips, cfg)
+    return decide_videos(videos, clips, cfg), clips
+
+
+def _decided(clips: pa.Table, cfg: CurationConfig) -> pa.Table:
+    starts = range(0, max(clips.num_rows, 1), _SLICE)
+    return pa.concat_tables([decide_clips(clips.slice(start, _SLICE), cfg) for start in starts])
+
+
+def write(out: str, videos: pa.Table, clips: Clips, cfg: CurationConfig, rows: int) -> tuple[pa.Table, pa.Table]:
+    """Decide the corpus and write ``videos/*.parquet`` and ``clips/*.parquet`` with at most about ``rows`` rows each.
+
+    Returns:
+        Both tables decided, the clips with their :data:`LIGHT` columns.
+    """
+    light = _concat(clips(LIGHT), LIGHT)
+    videos, light = decide(videos, light, cfg)
+    with changing(out):
+        pieces = _gathered(_with_verdicts(clips, light), rows)
+        _write_all(store.join(out, "clips"), pieces, ["source_uri", "start_frame"])
+        starts = range(0, max(videos.num_rows, 1), rows)
+        _write_all(store.join(out, "videos"), (videos.slice(s, rows) for s in starts), ["source_uri"])
+    return videos, light
+
+
+def rewrite(out: str, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
+    """Decide the corpus of a finished catalog again; every file keeps its rows and is replaced in one step.
+
+    Returns:
+        As :func:`write`.
+    """
+    check(out)
+    videos = read(out, "videos", VIDEOS)
+    files = store.listing(store.join(out, "clips"), ".parquet")
+
+    def clips(columns: list[str]) -> Iterator[pa.Table]:
+        for file in files:
+            yield _read(file.url, columns)
+
+    videos, light = decide(videos, _concat(clips(LIGHT), LIGHT), cfg)
+    for file, table in zip(files, _with_verdicts(clips, light), strict=True):
+        store.write_table(file.url, table)
+    start = 0
+    for file in store.listing(store.join(out, "videos"), ".parquet"):
+        with store.parquet(file.url) as old:
+            count = old.metadata.num_rows
+        store.write_table(file.url, videos.slice(start, count))
+        start += count
+    return videos, light
+
+
+def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """One table of a catalog.
+
+    Raises:
+        EchoForgeError: there is none, or the run that wrote it was interrupted half-way.
+    """
+    check(out)
+    names = columns or schema.names
+    tables = [_read(part.url, names) for part in store.listing(store.join(out, name), ".parquet")]
+    if not tables:
+        raise EchoForgeError(f"'{out}' holds no catalog ({name}/*.parquet); make one with `curate`.")
+    return pa.concat_tables(tables).cast(pa.schema([schema.field(n) for n in names])).combine_chunks()
+
+
+class changing:
+    """While its block runs, the tables at ``out`` are half old and half new, and :func:`check` says so."""
+
+    def __init__(self, out: str) -> None:
+        self._mark = store.join(out, "incomplete.json")
+
+    def __enter__(self) -> None:
+        store.write_bytes(self._mark, json.dumps({"why": "the tables are being written"}).encode())
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            store.remove(self._mark)
+
+
+def check(out: str) -> None:
+    """Raises:
+    EchoForgeError: a run was interrupted while it wrote the tables.
+    """
+    if store.exists(store.join(out, "incomplete.json")):
+        raise EchoForgeError(
+            f"the last run of `curate` was interrupted while it wrote the tables of '{out}'; run it again, "
+            "nothing is analysed twice."
+        )
+
+
+def _read(url: str, columns: list[str]) -> pa.Table:
+    with store.parquet(url) as file:
+        return file.read(columns=columns).select(columns)
+
+
+def _concat(pieces: Iterable[pa.Table], columns: list[str]) -> pa.Table:
+    schema = pa.schema([CLIPS.field(name) for name in columns])
+    tables = [piece.select(columns).cast(schema) for piece in pieces]
+    return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
+
+
+def _with_verdicts(clips: Clips, light: pa.Table) -> Iterator[pa.Table]:
+    start = 0
+    for piece in clips(CLIPS.names):
+        decided = light.slice(start, piece.num_rows)
+        start += piece.num_rows
+        if not np.array_equal(piece["clip_id"].to_numpy(), decided["clip_id"].to_numpy()):
+            raise EchoForgeError("the catalog changed while it was read; is another run writing it? Run again.")
+        columns = [decided[name] if name in DECIDED else piece[name] for name in CLIPS.names]
+        yield pa.table(columns, names=CLIPS.names).cast(CLIPS)
+
+
+def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """Small pieces joined and large ones cut to ``rows`` rows; at least one table."""
+    waiting: list[pa.Table] = []
+    count, given = 0, False
+    for piece in pieces:
+        waiting.append(piece)
+        count += piece.num_rows
+        while count >= rows:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, rows)
+            waiting, count, given = [joined.slice(rows)], count - rows, True
+    if count or not given:
+        yield pa.concat_tables(waiting) if waiting else CLIPS.empty_table()
+
+
+def _write_all(folder: str, pieces: Iterable[pa.Table], order: list[str]) -> None:
+    written = set()
+    for number, piece in enumerate(pieces):
+        name = f"part-{number:05d}.parquet"
+        table = piece.take(_order(piece, order))
+        store.write_table(store.join(folder, name), table)
+        written.add(name)
+    for old in store.listing(folder, ".parquet"):
+        if old.name not in written:
+            store.remove(old.url)
+
+
+def _order(table: pa.Table, columns: list[str]) -> pa.Array:
+    return pc.sort_indices(table.select(columns), sort_keys=[(name, "ascending") for name in columns])

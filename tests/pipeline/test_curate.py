@@ -1,0 +1,193 @@
+"""What `curate` does around the analysis; the analysis itself is replaced, so that rows can be made at will."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from configs import schema
+from configs.errors import EchoForgeError
+from curation.catalog import clip_id, video_id
+from pipeline import catalog, curate, store, tables
+
+CALLS: list[str] = []
+
+
+def analyse(
+    uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A file's text is its number of clips; sharpness falls from clip to clip."""
+    CALLS.append(Path(uri).name)
+    text = Path(uri).read_text()
+    if text == "poison":
+        raise RuntimeError("cannot")
+    video = video_id(uri)
+    clips = [
+        {
+            "clip_id": clip_id(video, 33 * n, 33 * n + 33), "video_id": video, "source_uri": uri,
+            "start_frame": 33 * n, "end_frame": 33 * n + 33, "start_s": 1.32 * n, "end_s": 1.32 * n + 1.32,
+            "width": 96, "height": 96, "face_frac": 1.0, "face_px": 60.0, "n_faces": 1, "speech_frac": 1.0,
+            "lufs": -20.0, "sharpness": 1.0 / (n + 1), "exposure": 0.5, "motion": 1.0, "fps": 25.0,
+            "sync_c": 8.0, "av_offset_frames": 0, "phash": [], "text_boxes": [],
+            "tracks": [{"track_id": n, "boxes": [[0.0, 0.0, 1.0, 1.0]], "box_frames": [0]}],
+            "captions": [{"text": uri, "kind": "overall", "source": "t"}],
+        }
+        for n in range(int(text))
+    ]  # fmt: skip
+    return {"video_id": video, "source_uri": uri, "duration_s": 10.0}, clips
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    CALLS.clear()
+    monkeypatch.setattr(curate, "analyse_video", analyse)
+    monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
+    monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
+
+
+def run(source: Path, out: Path, *overrides: str, **more: Any) -> curate.CurateSummary:
+    base = ["execution.rows_per_file=4", "decide.min_sharpness=0.3"]
+    return curate.curate(
+        [str(source)], str(out), schema.load("tiny", [*base, *overrides]), inline=True, quiet=True, **more
+    )
+
+
+def rows(out: Path, name: str = "clips") -> list[dict[str, Any]]:
+    found = [row for file in sorted((out / name).glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return sorted(found, key=lambda row: (row["source_uri"], row.get("start_frame", 0)))
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name, text in {"a.mp4": "5", 'it\'s "b"\n$(x).mp4': "3", "-c.mp4": "2"}.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_every_file_and_clip_has_a_row_and_heavy_columns_stay_with_their_clip(videos: Path, tmp_path: Path) -> None:
+    summary = run(videos, tmp_path / "out")
+    clips = rows(tmp_path / "out")
+    assert len(clips) == 10 and len(rows(tmp_path / "out", "videos")) == 3
+    assert len(list((tmp_path / "out" / "clips").iterdir())) == 3, "files of at most four rows"
+    assert all(row["captions"][0]["text"] == row["source_uri"] for row in clips)
+    assert all(row["tracks"][0]["track_id"] == row["start_frame"] // 33 for row in clips)
+    assert [row["verdict"] for row in clips if row["source_uri"].endswith("a.mp4")] == ["keep"] * 3 + ["reject"] * 2
+    assert summary.clips == {"keep": 8, "reject": 2} and summary.videos == {"keep": 3}
+    assert {p.name: p.read_text() for p in videos.iterdir()}.keys() == {"a.mp4", 'it\'s "b"\n$(x).mp4', "-c.mp4"}
+
+
+def test_a_threshold_decides_again_without_analysing(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    CALLS.clear()
+    config = schema.load("tiny", ["execution.rows_per_file=4", "decide.min_sharpness=0.9"])
+    summary = catalog.redecide(str(out), config)
+    again = rows(out)
+    assert summary.clips == {"keep": 3, "reject": 7}
+    run(videos, out, "decide.min_sharpness=0.9")
+    assert CALLS == [] and rows(out) == again
+    assert "sharpness" in str(catalog.explain(str(out), again[4]["clip_id"], config.curation))
+
+
+def test_a_changed_parameter_analyses_again_and_says_so(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    CALLS.clear()
+    base = ["execution.rows_per_file=4", "decide.min_sharpness=0.3"]
+    before = rows(out)
+    curate.curate([str(videos)], str(out), schema.load("tiny", [*base, "faces.side=200"]), inline=True)
+    assert len(CALLS) == 3 and "faces" in capsys.readouterr().err
+    CALLS.clear()
+    run(videos, out)
+    assert CALLS == [] and rows(out) == before, "switching back finds what was done"
+
+
+def test_a_catalog_grows_and_a_changed_file_replaces_its_rows(videos: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "out", tmp_path / "more"
+    more.mkdir()
+    (more / "d.mp4").write_text("1")
+    run(videos, out)
+    run(more, out)
+    assert len(rows(out, "videos")) == 4 and len(rows(out)) == 11
+    (videos / "a.mp4").write_text("1")
+    os.utime(videos / "a.mp4", ns=(1, 1))
+    CALLS.clear()
+    run(videos, out)
+    assert CALLS == ["a.mp4"]
+    assert len(rows(out, "videos")) == 4 and len(rows(out)) == 7
+
+
+def test_a_poisoned_file_has_a_row_with_its_cause_and_can_be_tried_again(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (videos / "p.mp4").write_text("poison")
+    summary = run(videos, out)
+    assert CALLS.count("p.mp4") == 2 and len(summary.set_aside) == 1
+    (row,) = [row for row in rows(out, "videos") if row["verdict"] == "error"]
+    assert row["source_uri"].endswith("p.mp4") and row["error"] == "RuntimeError: cannot"
+    assert "RuntimeError: cannot" in str(catalog.status(str(out)))
+    CALLS.clear()
+    run(videos, out)
+    assert CALLS == []
+    run(videos, out, retry_failed=True)
+    assert CALLS.count("p.mp4") == 2
+
+
+def test_exact_copies_keep_their_rows_and_one_of_them_is_kept(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (videos / "b copy.mp4").write_text("5")
+    run(videos, out)
+    copies = [row for row in rows(out) if row["clip_id"] == rows(out)[1]["clip_id"]]
+    assert sorted(row["verdict"] for row in rows(out) if row["source_uri"].endswith(("a.mp4", "copy.mp4"))) == [
+        *["keep"] * 3, *["reject"] * 7,
+    ]  # fmt: skip
+    assert len({row["source_uri"] for row in copies}) == len(copies)
+    run(videos, out, "dedup.enabled=false")
+    assert all(row["duplicate_of"] is None for row in rows(out))
+
+
+def test_tables_that_a_killed_run_left_half_written_are_not_read(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    (videos / "new.mp4").write_text("9")
+    real, written = store.write_table, []
+
+    def killed(url: str, table: Any) -> None:
+        if "/clips/" in url:
+            written.append(url)
+            if len(written) == 2:
+                raise KeyboardInterrupt
+        real(url, table)
+
+    monkeypatch.setattr(tables.store, "write_table", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(videos, out)
+    monkeypatch.setattr(tables.store, "write_table", real)
+    with pytest.raises(EchoForgeError, match="interrupted"):
+        catalog.status(str(out))
+    CALLS.clear()
+    run(videos, out)
+    assert CALLS == [] and len(rows(out)) == 19 and catalog.status(str(out)).clips["keep"] == 11
+
+
+def test_no_credentials_in_anything_that_is_written(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
+    out = tmp_path / "out"
+    run(videos, out, "faces.weights=https://u:wJalrXUtnFEMI@host/w?token=wJalrXUtnFEMI")
+    written = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
+    assert b"wJalrXUtnFEMI" not in written
+    assert json.loads((out / "run.json").read_text())["config"]["curation"]["faces"]["weights"].startswith(
+        "https://***"
+    )
