@@ -65,6 +65,8 @@ def vae(state: Mapping[str, Tensor]) -> State:
 def t5(state: Mapping[str, Tensor]) -> State:
     """Original umT5 encoder → transformers (the embedding appears under both of its names)."""
     named = _renamed(state, _T5)
+    if "shared.weight" not in named:
+        return named
     return named | {"encoder.embed_tokens.weight": named["shared.weight"]}
 
 
@@ -73,9 +75,8 @@ def clip(state: Mapping[str, Tensor]) -> State:
     visual = {k.removeprefix("visual."): v for k, v in state.items() if k.startswith("visual.")} or dict(state)
     named = _renamed(visual, _CLIP)
     for name in ("class_embedding", "positional_embedding"):
-        named[name] = named[name].reshape(
-            named[name].shape[-1:] if name == "class_embedding" else named[name].shape[-2:]
-        )
+        if name in named:
+            named[name] = named[name].reshape(named[name].shape[-1 if name == "class_embedding" else -2 :])
     return named
 
 

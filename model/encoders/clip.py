@@ -79,20 +79,25 @@ def from_named(named: Mapping[str, Tensor], source: str, heads: int) -> Any:
     """open_clip's tower with the given state dict; sizes are read off the shapes.
 
     Raises:
-        EchoForgeError: names of another network.
+        EchoForgeError: names or shapes of another network.
     """
     from open_clip.transformer import VisionTransformer
 
-    if "conv1.weight" not in named or "positional_embedding" not in named:
-        raise EchoForgeError(f"{source} is not a CLIP visual tower: it has no patch or positional embedding.")
+    for name in ("conv1.weight", "positional_embedding", "proj", "transformer.resblocks.0.mlp.c_fc.weight"):
+        if name not in named:
+            raise EchoForgeError(f"{source} is not a CLIP visual tower: it has no {name}.")
     width, patch = named["conv1.weight"].shape[0], named["conv1.weight"].shape[-1]
     grid = round((named["positional_embedding"].shape[0] - 1) ** 0.5)
     layers = sum(key.endswith(".ln_1.weight") for key in named)
     ratio = named["transformer.resblocks.0.mlp.c_fc.weight"].shape[0] / width
-    tower = VisionTransformer(
-        image_size=grid * patch, patch_size=patch, width=width, layers=layers, heads=heads, mlp_ratio=ratio,
-        output_dim=named["proj"].shape[1],
-    )  # fmt: skip
+    with torch.device("meta"):
+        tower = VisionTransformer(
+            image_size=grid * patch, patch_size=patch, width=width, layers=layers, heads=heads, mlp_ratio=ratio,
+            output_dim=named["proj"].shape[1],
+        )  # fmt: skip
     layouts.require(list(tower.state_dict()), named, source)
-    tower.load_state_dict({k: v.float() for k, v in named.items()})
+    try:
+        tower.load_state_dict({k: v.float() for k, v in named.items()}, assign=True)
+    except RuntimeError as error:
+        raise EchoForgeError(f"{source} is not a CLIP tower: {str(error).splitlines()[-1].strip()}") from error
     return tower

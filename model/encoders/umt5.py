@@ -18,7 +18,7 @@ from configs.weights import locate
 from model import layouts
 from model.checkpoint import load_weights
 from model.config import TextEncoderConfig
-from model.encoders.files import digest
+from model.encoders.files import complete, digest, joined
 from model.encoders.text import TextEncoder
 
 
@@ -54,41 +54,66 @@ def load_umt5(cfg: TextEncoderConfig, device: torch.device | str, dtype: torch.d
         MissingWeights: one of them is not there.
         EchoForgeError: the file is not an umT5 encoder, or not of the configured width.
     """
-    from transformers import AutoTokenizer, UMT5EncoderModel
+    from transformers import UMT5EncoderModel
 
     where = locate("the umT5 encoder (text_encoder.path)", cfg.path)
     words = locate("the umT5 tokenizer (text_encoder.tokenizer)", cfg.tokenizer)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(words.parent if words.is_file() else words)
-    except (OSError, ValueError) as error:
-        raise MissingWeights(f"the umT5 tokenizer at {words} cannot be read ({error}).") from error
+    tokenizer = load_tokenizer(words)
     if where.is_dir():
-        network: Any = UMT5EncoderModel.from_pretrained(where, dtype=dtype)
+        try:
+            network, found = UMT5EncoderModel.from_pretrained(where, dtype=dtype, output_loading_info=True)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise EchoForgeError(f"{where} is not a transformers folder of umT5 ({reason}).") from error
+        complete(found, where)
     else:
         network = from_original(load_weights(where), str(where), dtype=dtype)
     if network.config.d_model != cfg.dim:
         raise EchoForgeError(f"{where} gives rows of {network.config.d_model}, text_encoder.dim is {cfg.dim}.")
-    return Umt5Encoder(network, tokenizer, digest(Path(where)), cfg.max_tokens, device)
+    decisive = joined(digest(where), digest(words), cfg.max_tokens)
+    return Umt5Encoder(network, tokenizer, decisive, cfg.max_tokens, device)
 
 
-def from_original(
-    state: Mapping[str, Tensor], source: str, dim_head: int | None = None, dtype: torch.dtype | None = None
-) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a ``tokenizer.json``, which needs no other file, or of the folder that holds one.
+
+    Raises:
+        MissingWeights: the folder holds none.
+        EchoForgeError: the file cannot be read.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise MissingWeights(f"the umT5 tokenizer is not at {file}; text_encoder.tokenizer names a tokenizer.json.")
+    try:
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(file), pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+        )
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise EchoForgeError(f"the umT5 tokenizer at {file} cannot be read ({str(error).splitlines()[0]}).") from error
+
+
+def from_original(state: Mapping[str, Tensor], source: str, dtype: torch.dtype | None = None) -> Any:
     """A transformers encoder with the weights of an original state dict; its sizes are read off the shapes.
 
     Raises:
-        EchoForgeError: names of another network.
+        EchoForgeError: names or shapes of another network.
     """
     from transformers import UMT5EncoderModel
 
-    if "token_embedding.weight" not in state or "blocks.0.pos_embedding.embedding.weight" not in state:
-        raise EchoForgeError(f"{source} is not an umT5 encoder: it has no token_embedding or per-layer pos_embedding.")
-    named = layouts.t5(state)
+    for name in ("token_embedding", "blocks.0.pos_embedding.embedding", "blocks.0.attn.q", "blocks.0.ffn.fc1"):
+        if f"{name}.weight" not in state:
+            raise EchoForgeError(f"{source} is not an umT5 encoder: it has no {name}.weight.")
+    wanted = dtype or state["token_embedding.weight"].dtype
+    named = layouts.t5({key: value.to(wanted) for key, value in state.items()})
     with torch.device("meta"):
         network = UMT5EncoderModel(sizes(state))
     layouts.require(list(network.state_dict()), named, source)
-    wanted = dtype or state["token_embedding.weight"].dtype
-    network.load_state_dict({k: v.to(wanted) for k, v in named.items()}, assign=True)
+    try:
+        network.load_state_dict(named, assign=True)
+    except RuntimeError as error:
+        raise EchoForgeError(f"{source} is not an umT5 encoder: {str(error).splitlines()[-1].strip()}") from error
     return network
 
 

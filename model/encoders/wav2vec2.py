@@ -2,7 +2,8 @@
 
 `preview`: the last hidden state, 50 a second (one token fewer than two a frame for exact cuts; padded here).
 `flash`: all hidden states of a 25 Hz sequence: the convolutional features are interpolated to one per video frame
-before the transformer.
+before the transformer. The released script cuts the sound to the video first; here the whole sound is heard, the same in
+sharding and in generation.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.errors import EchoForgeError
+from configs.errors import EchoForgeError, MissingWeights
 from configs.weights import locate
 from model.config import AudioEncoderConfig
 from model.encoders.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioEncoder, as_sound
-from model.encoders.files import digest
+from model.encoders.files import complete, digest, joined
 
 _EPS = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
 _OFF_SCALE = 100.0  # LUFS in magnitude beyond which a reading means silence (released)
@@ -34,7 +35,8 @@ class Wav2Vec2Encoder(AudioEncoder):
     def __init__(
         self, network: Any, variant: str, loudness: float | None, digest: str, device: torch.device | str
     ) -> None:
-        self.network, self.variant, self.digest = network.to(device).eval(), variant, digest
+        self.network, self.variant = network.to(device).eval(), variant
+        self.digest = joined(digest, variant, loudness)
         self.tokens_per_frame = 2 if variant == "preview" else 1
         self._loudness, self._device = loudness, device
 
@@ -82,10 +84,17 @@ def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: to
 
     where = locate("wav2vec2 (audio_encoder.path)", cfg.path)
     folder = where.parent if where.is_file() else where
+    if not (folder / "config.json").is_file():
+        raise MissingWeights(
+            f"{folder} lacks wav2vec2's config.json; put the one of the same release beside the weights."
+        )
     try:
-        network = Wav2Vec2Model.from_pretrained(folder, dtype=dtype)
+        network, found = Wav2Vec2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise EchoForgeError(f"{folder} is not a transformers folder of a wav2vec2 ({error}).") from error
+        raise EchoForgeError(
+            f"{folder} is not a transformers folder of a wav2vec2 ({str(error).splitlines()[0]})."
+        ) from error
+    complete(found, folder, unused="masked_spec_embed")  # only training masks; wav2vec2-base-960h lacks it
     if network.config.hidden_size != cfg.dim:
         raise EchoForgeError(
             f"{folder} gives features of {network.config.hidden_size}, audio_encoder.dim is {cfg.dim}."

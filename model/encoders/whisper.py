@@ -1,7 +1,7 @@
 """Whisper's encoder through openai-whisper: the paper's audio features, 50 a second.
 
-The sound is cut into the 30-second blocks that Whisper was trained on; each is encoded by itself and the blocks are
-joined, so a feature never sees beyond its block.
+One log-mel spectrogram is made of the whole sound, as `whisper.transcribe` does, and cut into the plain 30-second blocks
+that Whisper was trained on, without overlap; each block is encoded by itself, so a feature never sees beyond its block.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from configs.errors import EchoForgeError
 from configs.weights import locate
 from model.config import AudioEncoderConfig
 from model.encoders.audio import FRAME_SAMPLES, AudioEncoder, as_sound
-from model.encoders.files import digest
+from model.encoders.files import digest, joined
 
 _BLOCK_S = 30
-_RATE = 50  # features per second: 100 mel frames, halved by the second convolution
+_MEL_FRAMES = 3000  # of one block
+_BATCH = 8  # blocks at a time: an hour of sound needs no more memory than four minutes
 
 
 class WhisperEncoder(AudioEncoder):
@@ -33,7 +34,7 @@ class WhisperEncoder(AudioEncoder):
     tokens_per_frame = 2
 
     def __init__(self, network: Any, layers: str, digest: str, device: torch.device | str) -> None:
-        self.network, self.digest = network.to(device).eval(), f"{digest}"
+        self.network, self.digest = network.to(device).eval(), joined(digest, layers)
         self._layers, self._device = layers, device
 
     @torch.no_grad()
@@ -44,9 +45,10 @@ class WhisperEncoder(AudioEncoder):
         sound = as_sound(pcm, self._device)
         frames = len(sound) // FRAME_SAMPLES
         block = _BLOCK_S * 16_000
-        blocks = F.pad(sound, (0, -len(sound) % block)).view(-1, block)
-        mel = log_mel_spectrogram(blocks, self.network.dims.n_mels).to(self._device)
-        return self._features(mel).flatten(0, 1)[: frames * self.tokens_per_frame].float()
+        mel = log_mel_spectrogram(F.pad(sound, (0, -len(sound) % block)), self.network.dims.n_mels)
+        blocks = mel.unfold(1, _MEL_FRAMES, _MEL_FRAMES).transpose(0, 1)
+        features = torch.cat([self._features(part).float() for part in blocks.split(_BATCH)])
+        return features.flatten(0, 1)[: frames * self.tokens_per_frame]
 
     def _features(self, mel: Tensor) -> Tensor:
         """[blocks, mels, 3000] → [blocks, 1500, dim]."""
@@ -82,6 +84,4 @@ def load_whisper(cfg: AudioEncoderConfig, device: torch.device | str, dtype: tor
     if width != cfg.dim:
         raise EchoForgeError(f"{where} gives features of {width}, audio_encoder.dim is {cfg.dim}.")
     del network.decoder
-    return WhisperEncoder(
-        network.to(torch.float32 if str(device) == "cpu" else dtype), cfg.layers, digest(Path(where)), device
-    )
+    return WhisperEncoder(network.to(dtype), cfg.layers, digest(Path(where)), device)

@@ -144,6 +144,89 @@ def test_wav2vec2_from_a_folder(tmp_path: Path, variant: str) -> None:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, ours, strict=True))
 
 
+def test_a_wav2vec2_folder_without_all_its_tensors_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    config = Wav2Vec2Config(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                            conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)  # fmt: skip
+    Wav2Vec2Model(config).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    state.pop("feature_projection.projection.weight")
+    save_file(state, file, {"format": "pt"})
+    preset = schema.load("wan2.1-fun-1.3b").model.audio_encoder
+    cfg = replace(preset, kind="wav2vec2", variant="preview", path=str(file), dim=24)
+    with pytest.raises(EchoForgeError, match=r"1 tensors missing.*feature_projection"):
+        load_audio_encoder(cfg)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(MissingWeights, match=r"config\.json"):
+        load_audio_encoder(cfg)
+
+
+def test_umt5_from_its_original_file_and_a_lone_tokenizer_json(tmp_path: Path) -> None:
+    """A text gives the same rows alone and in a batch, at its true length, cut at max_tokens with its end token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "man": 4, "talks": 5}, "<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])  # type: ignore[assignment]
+    words.save(str(tmp_path / "tokenizer.json"))
+    state = {"token_embedding.weight": (16, 32), "norm.weight": (32,)}
+    block = {f"attn.{n}.weight": (32, 32) for n in "qkvo"} | {f"norm{n}.weight": (32,) for n in (1, 2)}
+    block |= {"ffn.gate.0.weight": (48, 32), "ffn.fc1.weight": (48, 32), "ffn.fc2.weight": (32, 48)}
+    block |= {"pos_embedding.embedding.weight": (32, 4)}
+    state |= {f"blocks.{i}.{name}": shape for i in range(2) for name, shape in block.items()}
+    torch.save(parity.recipe_weights(state), tmp_path / "t5.pth")
+    cfg = replace(
+        schema.load("wan2.1-fun-1.3b").model.text_encoder,
+        path=str(tmp_path / "t5.pth"),
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        dim=32,
+        max_tokens=4,
+    )
+    encoder = load_text_encoder(cfg)
+    rows = encoder.encode(["a", "a man talks a man talks"])
+    assert [tuple(r.shape) for r in rows] == [(2, 32), (4, 32)]
+    torch.testing.assert_close(encoder.encode(["a"])[0], rows[0], atol=1e-5, rtol=1e-5)
+    assert load_text_encoder(replace(cfg, max_tokens=3)).digest != encoder.digest
+    with pytest.raises(MissingWeights, match="tokenizer"):
+        load_text_encoder(replace(cfg, tokenizer=str(tmp_path / "absent")))
+
+
+def test_vae_from_its_original_file_and_from_a_folder_alike(shared_fixtures: Path, tmp_path: Path) -> None:
+    import json
+
+    shapes = json.loads((shared_fixtures / "parity" / "vae_keys.json").read_text())
+    torch.save(parity.recipe_weights({k: tuple(v) for k, v in shapes.items()}), tmp_path / "vae.pth")
+    preset = schema.load("wan2.1-fun-1.3b").model.codec
+    codec = load_codec(replace(preset, path=str(tmp_path / "vae.pth")))
+    codec.vae.save_pretrained(tmp_path / "folder")  # type: ignore[attr-defined]
+    video = torch.rand(2, 3, 5, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = codec.encode(video)
+    assert latents.shape == (2, 16, 2, 2, 3) and latents.dtype == torch.float32
+    torch.testing.assert_close(codec.encode(video[1:]), latents[1:], atol=1e-4, rtol=1e-4)
+    pixels = codec.decode(3 * latents)
+    assert pixels.shape == video.shape and pixels.abs().max() <= 1
+    other = load_codec(replace(preset, path=str(tmp_path / "folder")))
+    torch.testing.assert_close(other.encode(video), latents)
+
+
+def test_clip_from_its_original_file(shared_fixtures: Path, tmp_path: Path) -> None:
+    import json
+
+    shapes = json.loads((shared_fixtures / "parity" / "clip_keys.json").read_text())
+    weights = parity.recipe_weights({k.removeprefix("visual."): tuple(v) for k, v in shapes.items()})
+    torch.save({f"visual.{k}": v for k, v in weights.items()} | {"log_scale": torch.zeros(())}, tmp_path / "clip.pth")
+    cfg = replace(
+        schema.load("wan2.1-fun-1.3b").model.image_encoder, path=str(tmp_path / "clip.pth"), dim=64, tokens=17
+    )
+    rows = load_image_encoder(cfg).encode(torch.rand(2, 3, 40, 70) * 2 - 1)
+    assert rows.shape == (2, 17, 64) and rows.dtype == torch.float32 and torch.isfinite(rows).all()
+    with pytest.raises(EchoForgeError, match="image_encoder asks for 257"):
+        load_image_encoder(replace(cfg, tokens=257))
+
+
 def test_missing_files_say_which_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
     model = schema.load("wan2.1-fun-1.3b").model
