@@ -59,9 +59,10 @@ def load_umt5(cfg: TextEncoderConfig, device: torch.device | str, dtype: torch.d
     where = locate("the umT5 encoder (text_encoder.path)", cfg.path)
     words = locate("the umT5 tokenizer (text_encoder.tokenizer)", cfg.tokenizer)
     tokenizer = load_tokenizer(words)
+    library: Any = UMT5EncoderModel
     if where.is_dir():
         try:
-            network, found = UMT5EncoderModel.from_pretrained(where, dtype=dtype, output_loading_info=True)
+            network, found = library.from_pretrained(where, dtype=dtype, output_loading_info=True)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise EchoForgeError(f"{where} is not a transformers folder of umT5 ({reason}).") from error

@@ -88,8 +88,9 @@ def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: to
         raise MissingWeights(
             f"{folder} lacks wav2vec2's config.json; put the one of the same release beside the weights."
         )
+    library: Any = Wav2Vec2Model
     try:
-        network, found = Wav2Vec2Model.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        network, found = library.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise EchoForgeError(
             f"{folder} is not a transformers folder of a wav2vec2 ({str(error).splitlines()[0]})."

@@ -33,9 +33,11 @@ class WhisperEncoder(AudioEncoder):
     variant = "whisper"
     tokens_per_frame = 2
 
-    def __init__(self, network: Any, layers: str, digest: str, device: torch.device | str) -> None:
+    def __init__(
+        self, network: Any, layers: str, digest: str, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.network, self.digest = network.to(device).eval(), joined(digest, layers)
-        self._layers, self._device = layers, device
+        self._layers, self._device, self._dtype = layers, device, dtype
 
     @torch.no_grad()
     def encode(self, pcm: NDArray[np.float32] | Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class WhisperEncoder(AudioEncoder):
     def _features(self, mel: Tensor) -> Tensor:
         """[blocks, mels, 3000] → [blocks, 1500, dim]."""
         encoder = self.network.encoder
-        x = F.gelu(encoder.conv1(mel.to(encoder.conv1.weight.dtype)))
+        x = F.gelu(encoder.conv1(mel.to(self._dtype)))  # weights stay float32: Whisper's layers cast them
         x = F.gelu(encoder.conv2(x)).transpose(1, 2)
         x = (x + encoder.positional_embedding).to(x.dtype)
         seen = [x]
@@ -84,4 +86,4 @@ def load_whisper(cfg: AudioEncoderConfig, device: torch.device | str, dtype: tor
     if width != cfg.dim:
         raise EchoForgeError(f"{where} gives features of {width}, audio_encoder.dim is {cfg.dim}.")
     del network.decoder
-    return WhisperEncoder(network.to(dtype), cfg.layers, digest(Path(where)), device)
+    return WhisperEncoder(network.float(), cfg.layers, digest(Path(where)), device, dtype)

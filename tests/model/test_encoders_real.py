@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ def test_vae_layout_at_full_size(shared_fixtures: Path) -> None:
     from diffusers import AutoencoderKLWan
 
     with torch.device("meta"):
-        theirs = AutoencoderKLWan().state_dict()
+        vae: Any = AutoencoderKLWan()
+    theirs = vae.state_dict()
     assert len(theirs) == 194 and sum(v.numel() for v in theirs.values()) == 126_892_531
     names = original_vae_names(theirs)
     assert set(names.values()) == set(theirs)
@@ -95,6 +97,7 @@ def test_clip_layout_at_full_size() -> None:
 
 
 def test_whisper_through_its_own_file_format(tmp_path: Path) -> None:
+    from whisper import log_mel_spectrogram
     from whisper.model import ModelDimensions, Whisper
 
     dims = ModelDimensions(80, 1500, 32, 2, 2, 60, 8, 32, 2, 1)
@@ -106,6 +109,14 @@ def test_whisper_through_its_own_file_format(tmp_path: Path) -> None:
     encoder = load_audio_encoder(cfg)
     features = encoder.encode(sound)
     assert features.shape == (2 * 801, 32) and torch.isfinite(features).all()
+    padded = torch.nn.functional.pad(torch.from_numpy(sound), (0, 60 * 16_000 - len(sound)))
+    mel, network = log_mel_spectrogram(padded), Whisper(dims).eval()
+    network.load_state_dict(torch.load(file, weights_only=True)["model_state_dict"])
+    with torch.no_grad():
+        theirs = torch.cat([network.encoder(mel[None, :, i : i + 3000])[0] for i in (0, 3000)])
+    torch.testing.assert_close(features, theirs[: len(features)], atol=1e-4, rtol=1e-4)
+    low = load_audio_encoder(cfg, dtype=torch.bfloat16).encode(sound)
+    assert low.dtype == torch.float32 and (low - features).abs().mean() < 0.05
     half = encoder.encode(sound[: 640 * 400])
     cut = encoder.slice(half, 10, 33, 8)
     assert cut.tokens.shape == (2 * (33 + 16), 32) and cut.frame0 == 16
@@ -116,7 +127,7 @@ def test_whisper_through_its_own_file_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", ["preview", "flash"])
-def test_wav2vec2_from_a_folder(tmp_path: Path, variant: str) -> None:
+def test_wav2vec2_from_a_folder(tmp_path: Path, variant: Any) -> None:
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     torch.manual_seed(0)
@@ -230,14 +241,15 @@ def test_clip_from_its_original_file(shared_fixtures: Path, tmp_path: Path) -> N
 def test_missing_files_say_which_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
     model = schema.load("wan2.1-fun-1.3b").model
-    for load, cfg, key in (
+    cases: list[tuple[Any, Any, str]] = [
         (load_codec, model.codec, "codec.path"),
         (load_text_encoder, model.text_encoder, "text_encoder.path"),
         (load_image_encoder, model.image_encoder, "image_encoder.path"),
         (load_audio_encoder, model.audio_encoder, "audio_encoder.path"),
-    ):
+    ]
+    for load, cfg, key in cases:
         with pytest.raises(MissingWeights, match=key):
-            load(cfg)  # type: ignore[operator]
+            load(cfg)
     wrong = tmp_path / "wrong.safetensors"
     from safetensors.torch import save_file
 
