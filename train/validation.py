@@ -53,7 +53,7 @@ class Validation:
                 if len(found) >= limit:
                     break
                 found.append(
-                    batches.assemble(
+                    build.assemble(
                         stored,
                         [Keep()],
                         self.context.prompts,
