@@ -156,7 +156,10 @@ def windows(frames: int, cfg: LongVideoConfig) -> list[tuple[int, int]]:
 
 
 def blend(velocities: Sequence[Tensor], parts: Sequence[tuple[int, int]], frames: int, overlap: int) -> Tensor:
-    """Partition of unity over the windows: linear ramps f/N and 1 − f/N in overlaps (Eq. 5), normalised.
+    """Partition of unity over the windows: linear ramps in overlaps (Eq. 5), normalised.
+
+    The ramps are f/(N−1) and 1 − f/(N−1), as released, not the printed f/N: a later window's first latent, which the
+    network takes for the reference image, must have weight 0.
 
     Velocities are blended, not stepped latents: for Euler the same as the released code, and valid for any solver.
     """
@@ -165,23 +168,27 @@ def blend(velocities: Sequence[Tensor], parts: Sequence[tuple[int, int]], frames
     weight = first.new_zeros(frames)
     for velocity, (start, end) in zip(velocities, parts, strict=True):
         ramp = first.new_ones(end - start)
-        rise = torch.arange(1, overlap + 1, device=first.device) / (overlap + 1)
+        rise = torch.linspace(0, 1, overlap, device=first.device)
         if start > 0:
             ramp[:overlap] = rise
         if end < frames:
-            ramp[-overlap:] = torch.minimum(ramp[-overlap:], rise.flip(0))
+            ramp[-overlap:] = torch.minimum(ramp[-overlap:], 1 - rise)
         total[:, :, start:end] += velocity * ramp[:, None, None]
         weight[start:end] += ramp
     return total / weight[:, None, None]
 
 
 def _window(inputs: SamplerInputs, start: int, end: int, cfg: LongVideoConfig, variant: str) -> SamplerInputs:
-    """The conditions of latents [start, end): their own sound and face, and the anchor as the first latent.
+    """The conditions of latents [start, end): their own sound and face, and what is given in them.
+
+    Where nothing is given (I2V past its first latent), anchor `reference` puts the reference image at the window's start.
 
     Latent 0 of a window stands for one video frame, wherever it lies: as released, video frame 4·start.
     """
     frames, first = 4 * (end - start - 1) + 1, 4 * start
-    cond = inputs.cond[:, :, : end - start] if cfg.anchor == "reference" else inputs.cond[:, :, start:end]
+    cond = inputs.cond[:, :, start:end]
+    if cfg.anchor == "reference" and not cond[:, :4].any():  # lip-sync windows keep what is given in them
+        cond = inputs.cond[:, :, : end - start]
     audio, frame0 = inputs.audio, inputs.audio_frame0
     if audio is not None and variant == "whisper":
         frame0 = inputs.audio_frame0 + first * inputs.tokens_per_frame

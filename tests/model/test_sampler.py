@@ -9,7 +9,7 @@ import torch
 
 from model import guidance as guide
 from model.config import GuidanceConfig, LongVideoConfig, NegativePhase, SamplerConfig, TeaCacheConfig
-from model.sampler import SamplerInputs, blend, sample, windows
+from model.sampler import SamplerInputs, _window, blend, sample, windows
 from model.schedulers import Solver, noise_levels
 from model.transformer import EchoMimicTransformer
 
@@ -70,6 +70,48 @@ def test_windows_cover_and_blend_to_the_identity(frames: int) -> None:
     assert sorted({i for a, b in parts for i in range(a, b)}) == list(range(frames))
     whole = torch.randn(1, 2, frames, 3, 3)
     assert torch.allclose(blend([whole[:, :, a:b] for a, b in parts], parts, frames, 3), whole, atol=1e-5)
+
+
+def test_a_later_windows_first_latent_has_no_weight() -> None:
+    """The network takes it for the reference image."""
+    parts = windows(16, CFG.long_video)
+    velocities = [torch.zeros(1, 1, b - a, 1, 1) for a, b in parts]
+    for velocity in velocities[1:]:
+        velocity[:, :, 0] = 1.0
+    assert not blend(velocities, parts, 16, 3).any()
+
+
+def test_windows_are_led_by_the_reference_only_where_nothing_is_given() -> None:
+    cond = torch.zeros(1, 20, 15, 2, 2)
+    cond[:, :4, 0] = 1
+    text = torch.zeros(1, 1, 8)
+    i2v = SamplerInputs(cond=cond, text=text, negatives={}, image=text)
+    assert torch.equal(_window(i2v, 6, 15, CFG.long_video, "whisper").cond, cond[:, :, :9])
+    lip_sync = replace(i2v, cond=torch.randn(1, 20, 15, 2, 2))
+    assert torch.equal(_window(lip_sync, 6, 15, CFG.long_video, "whisper").cond, lip_sync.cond[:, :, 6:])
+
+
+def test_every_window_hears_its_own_part_of_the_sound() -> None:
+    rows = torch.arange(2 * 57 + 32.0)[None, :, None]
+    text = torch.zeros(1, 1, 8)
+    given = SamplerInputs(torch.zeros(1, 20, 15, 2, 2), text, {}, text, audio=rows, audio_frame0=16)
+    part = _window(given, 6, 15, CFG.long_video, "whisper")
+    assert part.audio is not None and part.audio[0, part.audio_frame0] == 16 + 2 * 24
+    released = _window(replace(given, audio=rows[:, 16:130], audio_frame0=0), 6, 15, CFG.long_video, "preview")
+    assert released.audio is not None and released.audio.shape[1] == 66 and released.audio[0, 0] == 16 + 2 * 24
+
+
+@pytest.mark.parametrize("scheduler", ["unipc", "dpmpp"])
+def test_second_order_beats_euler_on_a_curved_flow(scheduler: str) -> None:
+    """Gaussian data of deviation s: the velocity is known, and so is the end, s·x1."""
+    s, errors = 0.5, []
+    for name in ("euler", scheduler):
+        solver, x = Solver(replace(CFG, scheduler=name, steps=16, shift=1.0)), torch.ones(1, 1, 1)
+        for step in range(16):
+            sigma = float(solver.sigmas[step])
+            x = solver.step(step, x * (sigma - (1 - sigma) * s**2) / ((1 - sigma) ** 2 * s**2 + sigma**2), x)
+        errors.append(abs(float(x) - s))
+    assert errors[1] < errors[0]
 
 
 def test_samples_depend_on_their_seed_and_not_on_their_batch() -> None:
