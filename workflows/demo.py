@@ -37,7 +37,7 @@ from workflows.cycle import run_cycle
 from workflows.demo_page import Check, Curve, DemoPage, Generated, Source, jpeg_uri, strip, write
 from workflows.generate import generate
 
-PUPPETS = 96  # enough for a network of 4 M parameters to learn that mouths follow sound
+PUPPETS = 96  # enough for a network of 3 M parameters to learn that mouths follow sound
 FITTING = 48  # puppets that only the small SyncNet sees
 FITTING_SEED = 1_000_003  # another world than the demo's corpus
 LOSS_BAR = 0.6  # held-out loss at the end over its start
