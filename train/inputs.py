@@ -1,30 +1,31 @@
-"""From a loader's batch to what the network is called with: task masks, rebuilt conditions, dropped modalities.
-
-Everything here is a pure function of the batch and of the draws; nothing depends on rank, device or world size.
-"""
+"""From stored samples to what the network takes: the condition of each sample's task, and what was dropped."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 from torch.nn import functional as F
 
+from configs.dataset_schema import PROMPTS_FILE
 from configs.errors import EchoForgeError
 from model import conditions, masks
+from model.audio_windows import neighbourhoods
 from train import draws
-from train.assembly import TASK_FIELDS, Batch
+from train.assembly import Batch
 from train.config import TasksConfig
 
-NULL_PROMPT = "null"  # name in prompts.safetensors: the embedding of the empty caption
+_BOX_TASKS = {"lip_sync": "mouth_boxes", "avatar_sync": "face_boxes"}
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which conditions a slot keeps; a dropped one is replaced by its null embedding, as guidance does when sampling."""
+    """Which conditions of a sample are kept; what is dropped becomes the null condition of guidance."""
 
     text: bool = True
     image: bool = True
@@ -33,68 +34,72 @@ class Keep:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A micro-batch, everything but noise and time. B samples of one bucket; T, h, w latent sizes; all floats fp32.
+    """A (micro-)batch as the network takes it, B samples; fp32 unless said otherwise.
 
-    Attributes:
-        latents: [B, C, T, h, w], the clean video.
-        cond: [B, 4 + C, T, h, w], mask channels and masked latents.
-        generated: [B, 1, T, h, w], 1 where the loss counts (the network generates), 0 where the latent was given.
-        weight: [B], 0 for places that must not count.
-        text: [B, text_len, D], zero rows past each caption's end.
-        image: [B, K, D]; zeros where dropped.
-        audio: the variant's layout (see ``EchoMimicTransformer.forward``); zeros where dropped. None without audio.
-        audio_valid: [B, N] bool, or None where the variant does not mask.
-        face_mask: [B, T, tokens] bool, or None.
-        audio_frame0: row of the first token of video frame 0.
-        tasks, sample_ids, places: one per sample; places in the global batch.
+    ``latents`` [B,16,T,h,w] is the video to learn (or to push away), ``real`` the stored one; ``cond`` [B,20,T,h,w];
+    ``text`` [B,L,D], zero past each length; ``image`` [B,tokens,D]; ``audio`` as the variant takes it, or None;
+    ``audio_valid`` bool [B,N]; ``face_mask`` bool [B,T,tokens of a frame], or None; ``generated`` [B,1,T,h,w], 1 where
+    the task generates; ``weight`` [B], 0 for samples that must not count.
     """
 
     latents: Tensor
+    real: Tensor
     cond: Tensor
-    generated: Tensor
-    weight: Tensor
     text: Tensor
     image: Tensor
     audio: Tensor | None
     audio_valid: Tensor | None
     face_mask: Tensor | None
+    generated: Tensor
+    weight: Tensor
     audio_frame0: int
     tasks: tuple[str, ...]
-    sample_ids: tuple[str, ...]
     places: tuple[int, ...]
-
-    def to(self, device: torch.device) -> Inputs:
-        """The same on ``device``."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return replace(self, **moved)
-
-    def __getitem__(self, span: slice) -> Inputs:
-        """A part of the samples."""
-        cut: dict[str, Any] = {
-            f.name: value[span] for f in fields(self) if isinstance(value := getattr(self, f.name), (Tensor, tuple))
-        }
-        return replace(self, **cut)
+    sample_ids: tuple[str, ...]
 
     def __len__(self) -> int:
-        return self.latents.shape[0]
+        return len(self.sample_ids)
+
+    def __getitem__(self, part: slice) -> Inputs:
+        return self._each(lambda value: value[part], sequences=True)
+
+    def to(self, device: torch.device | str) -> Inputs:
+        """The same on ``device``."""
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def _each(self, change: Any, sequences: bool = False) -> Inputs:
+        kinds = (Tensor, tuple) if sequences else (Tensor,)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in values.items() if isinstance(value, kinds)})
 
 
-def task_of(seed: int, step: int, place: int, mix: Mapping[str, float]) -> str:
-    """The task of one place of a global batch."""
-    return draws.choice(mix, seed, step, place, "task")
+def read_prompts(dataset: str | Path) -> dict[str, Tensor]:
+    """Embeddings of the null and the negative prompts, [L, D] fp32, from a local folder or a URL.
+
+    Raises:
+        EchoForgeError: the dataset has none.
+    """
+    root = str(dataset)
+    try:
+        if "://" in root:
+            import fsspec
+
+            with fsspec.open(f"{root.rstrip('/')}/{PROMPTS_FILE}", "rb") as file:
+                data = file.read()
+        else:
+            data = (Path(root) / PROMPTS_FILE).read_bytes()
+        return {name: tensor.float() for name, tensor in load(data).items()}
+    except (OSError, ValueError) as error:
+        raise EchoForgeError(f"{dataset} has no readable {PROMPTS_FILE}; is it a dataset made by `shard`?") from error
 
 
 def keep_of(seed: int, step: int, place: int, cfg: TasksConfig) -> Keep:
-    """The dropped conditions of one place; the three draws are independent of each other and of the task."""
-    return Keep(
-        text=draws.uniform(seed, step, place, "drop text") >= cfg.text_dropout,
-        image=draws.uniform(seed, step, place, "drop image") >= cfg.image_dropout,
-        audio=draws.uniform(seed, step, place, "drop audio") >= cfg.audio_dropout,
-    )
+    """Which conditions the sample at ``place`` of global ``step`` keeps; independent draws."""
+
+    def kept(name: str, rate: float) -> bool:
+        return draws.uniform(seed, step, place, f"drop {name}") >= rate
+
+    return Keep(kept("text", cfg.text_dropout), kept("image", cfg.image_dropout), kept("audio", cfg.audio_dropout))
 
 
 def assemble(
@@ -108,89 +113,102 @@ def assemble(
     tasks: Sequence[str] | None = None,
     targets: Tensor | None = None,
 ) -> Inputs:
-    """Build the network's inputs.
+    """Network inputs of a batch, on the CPU.
 
     Args:
-        batch: stored tensors, stacked.
-        keeps: one per sample.
-        prompts: embeddings [L, D] by name; ``null`` replaces a dropped caption.
-        cfg: section ``tasks``.
-        text_len: rows of the text tensor.
-        audio: the network has an audio expert.
-        tasks: instead of the batch's own.
-        targets: videos [B, C, T, h, w] to learn instead of the samples' own (the sampled latents of negatives); the
-            conditions stay the samples'.
+        keeps: per sample, what is kept.
+        prompts: from :func:`read_prompts`; ``null`` replaces a dropped text.
+        text_len: rows that the network takes at most; longer texts are cut.
+        audio: False for a network without an audio expert.
+        tasks: per sample; default the batch's own.
+        targets: latents to learn instead of the stored ones (negatives), [B,16,T,h,w].
 
-    Raises:
-        EchoForgeError: the batch lacks a tensor that a task needs.
+    A `lip_sync` or `avatar_sync` sample without any box gets weight 0: there is nothing to mask.
     """
-    tasks = tuple(batch.tasks if tasks is None else tasks)
-    visual = [_visual(batch, i, task) for i, task in enumerate(tasks)]
-    kept = {name: torch.tensor([getattr(k, name) for k in keeps]) for name in ("text", "image", "audio")}
-    sound = _need(batch, "audio", tasks[0]) if audio else None
-    image = _need(batch, "image", tasks[0])
+    tasks = tuple(tasks or batch.tasks)
+    real = batch["latents"].float()
+    weight = batch["weight"].float().clone() if "weight" in batch else torch.ones(len(batch))
+    built = [_condition(batch, k, task, real[k]) for k, task in enumerate(tasks)]
+    for k, (_, mask4) in enumerate(built):
+        if mask4 is None:
+            weight[k] = 0.0
+    mask = torch.stack([torch.zeros_like(real[0, :4]) if m is None else m for _, m in built])
+    sound, valid, frame0 = _audio(batch, keeps) if audio and "audio" in batch else (None, None, 0)
     return Inputs(
-        latents=(batch["latents"] if targets is None else targets).float(),
-        cond=torch.stack([cond for cond, _ in visual]),
-        generated=torch.stack([generated for _, generated in visual]),
-        weight=batch["weight"],
-        text=_text(batch, kept["text"], prompts, text_len),
-        image=torch.where(_column(kept["image"], image), image.float(), 0.0),
-        audio=None if sound is None else torch.where(_column(kept["audio"], sound), sound.float(), 0.0),
-        audio_valid=batch["audio_valid"] if sound is not None and sound.ndim == 3 else None,
-        face_mask=_face_masks(batch, tasks[0]) if cfg.face_mask and audio else None,
-        audio_frame0=batch.audio_frame0,
+        latents=real if targets is None else targets.float(),
+        real=real,
+        cond=torch.stack([cond for cond, _ in built]),
+        text=_text(batch, keeps, prompts, text_len),
+        image=_image(batch, keeps, tasks),
+        audio=sound,
+        audio_valid=valid,
+        face_mask=_face_mask(batch) if cfg.face_mask and "face_mask" in batch else None,
+        generated=(mask.amin(1, keepdim=True) < 1).float(),
+        weight=weight,
+        audio_frame0=frame0,
         tasks=tasks,
-        sample_ids=batch.sample_ids,
         places=batch.places,
+        sample_ids=batch.sample_ids,
     )
 
 
-def _need(batch: Batch, name: str, task: str) -> Tensor:
-    if name not in batch:
-        raise EchoForgeError(
-            f"the samples of bucket {batch.bucket} have no tensor '{name}', which task '{task}' needs; "
-            "write it when sharding, or take the task out of the mix."
-        )
-    return batch[name]
+def _condition(batch: Batch, k: int, task: str, latents: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(cond [20, T, h, w], latent mask [4, T, h, w] or None where the sample cannot serve the task)."""
+    boxes: dict[str, Any] = {}
+    if name := _BOX_TASKS.get(task):
+        boxes = {name: batch[name][k]}
+        if not torch.isfinite(boxes[name]).all(-1).any():
+            return latents.new_zeros(latents.shape[0] + 4, *latents.shape[1:]), None
+    mask4 = masks.latent_mask(masks.pixel_mask(task, batch.frames, batch.height, batch.width, **boxes))
 
+    def stored(field: str) -> Tensor | None:
+        return batch[field][k].float() if field in batch else None
 
-def _column(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.view(-1, *([1] * (like.ndim - 1)))
-
-
-def _visual(batch: Batch, i: int, task: str) -> tuple[Tensor, Tensor]:
-    """cond [4 + C, T, h, w] and generated [1, T, h, w] of sample ``i``."""
-    stored = {name: _need(batch, name, task)[i].float() for name in TASK_FIELDS[task]}
-    pixels = masks.pixel_mask(
-        task,
-        batch.frames,
-        batch.height,
-        batch.width,
-        face_boxes=_need(batch, "face_boxes", task)[i] if task == "avatar_sync" else None,
-        mouth_boxes=_need(batch, "mouth_boxes", task)[i] if task == "lip_sync" else None,
-    )
-    mask4 = masks.latent_mask(pixels)
     cond = conditions.condition(
         task,
-        batch["latents"][i].float(),
-        i2v=stored.get("cond_i2v"),
-        flf2v_last=stored.get("cond_flf2v_last"),
-        lip=stored.get("cond_lip"),
-        avatar=stored.get("cond_avatar"),
+        latents,
+        i2v=stored("cond_i2v"),
+        flf2v_last=stored("cond_flf2v_last"),
+        lip=stored("cond_lip"),
+        avatar=stored("cond_avatar"),
         mask4=mask4,
     )
-    return cond.float(), (mask4.amin(dim=0, keepdim=True) < 0.5).float()
+    return cond, mask4
 
 
-def _text(batch: Batch, kept: Tensor, prompts: Mapping[str, Tensor], text_len: int) -> Tensor:
-    def padded(rows: Tensor) -> Tensor:
-        rows = rows[..., :text_len, :].float()
-        return F.pad(rows, (0, 0, 0, text_len - rows.shape[-2]))
+def _text(batch: Batch, keeps: Sequence[Keep], prompts: Mapping[str, Tensor], text_len: int) -> Tensor:
+    null = prompts["null"][:text_len]
+    stored = batch["text"].float()[:, :text_len]
+    rows = [stored[k] if keep.text else null for k, keep in enumerate(keeps)]
+    longest = max(len(r) for r in rows)
+    return torch.stack([F.pad(r, (0, 0, 0, longest - len(r))) for r in rows])
 
-    return torch.where(_column(kept, batch["text"]), padded(batch["text"]), padded(prompts[NULL_PROMPT]))
+
+def _image(batch: Batch, keeps: Sequence[Keep], tasks: Sequence[str]) -> Tensor:
+    """T2V has no reference image: zeros, as a dropped one."""
+    kept = torch.tensor([keep.image and task != "t2v" for keep, task in zip(keeps, tasks, strict=True)])
+    return batch["image"].float() * kept[:, None, None]
 
 
-def _face_masks(batch: Batch, task: str) -> Tensor:
-    boxes = _need(batch, "face_boxes", task)
-    return torch.stack([masks.face_token_mask(b, batch.frames, batch.height, batch.width) for b in boxes])
+def _audio(batch: Batch, keeps: Sequence[Keep]) -> tuple[Tensor, Tensor | None, int]:
+    """Whisper-like grids keep their context; the released variants see the clip alone. A dropped sound is all zeros."""
+    kept = torch.tensor([keep.audio for keep in keeps])
+    sound = batch["audio"].float()
+    sound = sound * kept.view(-1, *[1] * (sound.dim() - 1))
+    rate = round(batch.tokens_per_frame)
+    clip = sound[:, batch.audio_frame0 : batch.audio_frame0 + batch.frames * rate]
+    if sound.dim() == 4:  # [B, N, layers, A]: flash
+        return torch.stack([neighbourhoods(one) for one in clip]), None, 0
+    if sound.shape[-1] == _WAV2VEC2_DIM:  # preview
+        return clip, None, 0
+    return sound, batch["audio_valid"], batch.audio_frame0
+
+
+_WAV2VEC2_DIM = 768  # wav2vec2-base; Whisper-tiny has 384
+
+
+def _face_mask(batch: Batch) -> Tensor:
+    side = masks.PATCH_PX
+    cells = -(-batch.height // side) * -(-batch.width // side)
+    grids = [masks.to_latent_frames(masks.unpack_bits(bits, cells)) for bits in batch["face_mask"]]
+    return torch.stack(grids)

@@ -36,8 +36,8 @@ class StepReport:
 class Callback(Protocol):
     """Called after every step, in order, on every rank."""
 
-    def __call__(self, stage: Stage, report: StepReport) -> str | None:
-        """Look at the step; returns why the stage should end early, or None."""
+    def __call__(self, stage: Stage, report: StepReport) -> None:
+        """Look at the step; the state is the loop's."""
 
 
 class Loop:
@@ -61,8 +61,9 @@ class Loop:
             report = self._step(stage, method, progress.step)
             progress.step += 1
             progress.guard, progress.method = self.guard.state(), method.state()
-            reasons = [callback(stage, report) for callback in self.callbacks] + [method.stop_reason()]
-            if reason := next((r for r in reasons if r), None):
+            for callback in self.callbacks:
+                callback(stage, report)
+            if (reason := method.stop_reason()) is not None:
                 return reason
         return None
 

@@ -7,17 +7,16 @@ One process without torchrun is the plain path: nothing is wrapped. Under torchr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from configs.errors import ConfigError, EchoForgeError
@@ -116,17 +115,6 @@ def on_main(action: Callable[[], T], what: str) -> T | None:
         if failure[0] is not None:
             raise EchoForgeError(f"{what} failed on rank 0: {failure[0]}")
     return result
-
-
-@torch.no_grad()
-def assign(network: nn.Module, whole: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into the parameters, each rank its own shard."""
-    for name, parameter in network.named_parameters():
-        value = whole[name].to(parameter.device, parameter.dtype)
-        if isinstance(parameter, DTensor):
-            parameter.copy_(distribute_tensor(value, parameter.device_mesh, parameter.placements))
-        else:
-            parameter.copy_(value)
 
 
 def mean(value: float) -> float:

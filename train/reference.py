@@ -1,82 +1,78 @@
-"""What the reference lost on the negatives, computed once per stage: no second network in memory while training.
+"""What the reference checkpoint lost on the negatives, at fixed draws: then it need not stay in memory.
 
-K pairs (σ, ε) per negative are fixed by its id, so that a cached loss belongs to exactly the draw that training
-uses. The cache is a Parquet table keyed by the digest of the reference's weights.
+Each negative has ``draws`` fixed pairs (σ, ε), a pure function of its id, so the cached losses are those of the very
+noise that training uses. A table per reference and setting lies in RUN/negatives/<stage>/ref_cache/.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from model import flow
 from train import draws
+from train.config import NegativeConfig
 
 SCHEMA = pa.schema(
     [("negative_id", pa.string()), ("draw", pa.int32()), ("negative", pa.float64()), ("positive", pa.float64())]
 )
-"""``negative`` and ``positive``: the reference's error on y⁻ and on the real video under the same conditions."""
+Losses = tuple[Tensor, Tensor]
+"""(of the negatives, of the real videos under the same conditions), each fp32 [B]."""
 
 
 class Cache:
-    """Reference losses by (negative, draw)."""
+    """Losses of the reference by (negative, draw)."""
 
-    def __init__(self, rows: dict[tuple[str, int], tuple[float, float]]) -> None:
-        self._rows = rows
+    def __init__(self, table: pa.Table) -> None:
+        rows = zip(*(table.column(name).to_pylist() for name in SCHEMA.names), strict=True)
+        self._losses = {(name, draw): (negative, positive) for name, draw, negative, positive in rows}
 
-    def negative(self, ids: Sequence[str], numbers: Sequence[int]) -> Tensor:
+    def negative(self, ids: Sequence[str], number: Sequence[int]) -> Tensor:
         """ℓ_ref of the negatives, fp32 [B]."""
-        return self._pick(ids, numbers, 0)
+        return torch.tensor([self._losses[key][0] for key in zip(ids, number, strict=True)], dtype=torch.float32)
 
-    def positive(self, ids: Sequence[str], numbers: Sequence[int]) -> Tensor:
+    def positive(self, ids: Sequence[str], number: Sequence[int]) -> Tensor:
         """ℓ_ref of the real videos, fp32 [B]."""
-        return self._pick(ids, numbers, 1)
-
-    def _pick(self, ids: Sequence[str], numbers: Sequence[int], column: int) -> Tensor:
-        return torch.tensor([self._rows[(i, n)][column] for i, n in zip(ids, numbers, strict=True)])
-
-    def covers(self, ids: Sequence[str], count: int) -> bool:
-        """Are all ``count`` draws of all negatives here?"""
-        return all((i, n) in self._rows for i in ids for n in range(count))
-
-    @staticmethod
-    def read(path: Path) -> Cache | None:
-        """The cache at ``path``, or None."""
-        if not path.is_file():
-            return None
-        rows = pq.ParquetFile(path).read().to_pylist()
-        return Cache({(r["negative_id"], r["draw"]): (r["negative"], r["positive"]) for r in rows})
-
-    def merged(self) -> Cache:
-        """The rows of all ranks together."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return self
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self._rows)
-        return Cache({key: value for part in parts for key, value in part.items()})
-
-    def write(self, path: Path) -> None:
-        """Write the table, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
-            {"negative_id": i, "draw": n, "negative": a, "positive": b} for (i, n), (a, b) in sorted(self._rows.items())
-        ]
-        part = path.with_suffix(".part")
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
-        part.replace(path)
+        return torch.tensor([self._losses[key][1] for key in zip(ids, number, strict=True)], dtype=torch.float32)
 
 
-def sigma_of(negative: str, number: int, count: int, low: float, high: float, seed: int) -> float:
-    """σ of draw ``number`` of ``count``: stratified over [low, high]."""
-    return low + (high - low) * (number + draws.uniform(seed, negative, number, "negative t")) / count
+def draw(
+    negative: str, number: int, count: int, shape: Sequence[int], shift: float, cfg: NegativeConfig
+) -> tuple[float, Tensor]:
+    """σ in [t_min, t_max] and ε [shape] of draw ``number``; the first ``count`` draws are stratified over σ."""
+    u = (number % count + draws.uniform(0, negative, number, "reference sigma")) / count
+    shifted = float(flow.shift_sigma(torch.tensor(u, dtype=torch.float64), shift))
+    sigma = cfg.t_min + (cfg.t_max - cfg.t_min) * shifted
+    return sigma, draws.noise(shape, 0, negative, number, "reference noise")
 
 
-def noise_of(negative: str, number: int, shape: Sequence[int], seed: int) -> Tensor:
-    """ε of a draw, fp32."""
-    return draws.noise(shape, seed, negative, number, "negative noise")
+def write(path: Path, ids: Iterable[Sequence[str]], count: int, losses: Callable[[Sequence[str], int], Losses]) -> None:
+    """Compute and store the losses of all negatives (atomic).
+
+    Args:
+        ids: batches of negative ids, in the order in which ``losses`` is to see them.
+        losses: (ids of a batch, draw number) → the reference's losses.
+    """
+    rows = []
+    for batch in ids:
+        for number in range(count):
+            bad, real = losses(batch, number)
+            rows += [(i, number, float(b), float(r)) for i, b, r in zip(batch, bad, real, strict=True)]
+    table = pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)],
+        schema=SCHEMA,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp")
+    pq.write_table(table, part)
+    part.replace(path)
+
+
+def read(path: Path) -> Cache:
+    """The table that :func:`write` made."""
+    return Cache(pq.read_table(path, schema=SCHEMA))

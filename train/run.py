@@ -1,392 +1,387 @@
-"""`train`: run the stages of the cycle until they are done or until negatives must be gathered.
+"""A run: build, resume, go through the stages, commit, and stop where somebody else has to work.
 
-The same function under torchrun. It never samples a video and never waits for a person: at a `negatives` stage it
-commits a checkpoint and returns; called again when the samples are there, it goes on.
+    outcome = train(dataset, out, config.model, config.train)
+
+`needs_negatives` means that a `negatives` stage was reached: its checkpoint is pinned, and the samples that it makes
+are to be gathered into RUN/negatives/<stage>/ (`train/` generates nothing). Calling again continues.
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from configs import strict
-from configs.dataset_schema import PROMPTS_FILE
 from configs.errors import EchoForgeError
+from configs.weights import locate
+from model import attention
+from model.checkpoint import load_into, load_weights
 from model.config import ModelConfig
 from model.transformer import EchoMimicTransformer
-from train import checkpoint, negatives, parallel
-from train.assembly import TASK_FIELDS
+from train import checkpoint, draws, inputs, negatives, parallel, reference, stages
 from train.checkpoint import Progress, State
-from train.config import OptimConfig, TrainConfig
+from train.config import TrainConfig
 from train.ema import EMA
-from train.inputs import NULL_PROMPT, task_of
 from train.loader import Loader
 from train.log import Log, Tally
 from train.loop import Loop, StepReport
 from train.method import Context, Method
-from train.objectives.ndpo import NDPO, build_cache, check
+from train.objectives import ndpo
 from train.objectives.sft import SFT
-from train.parallel import World
-from train.reference import Cache
-from train.stages import Stage, mix_of, plan
+from train.stages import Stage
 from train.validation import Validation
+
+Status = Literal["finished", "needs_negatives", "paused"]
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """How far a call of :func:`train` came. ``checkpoint`` holds `raw.safetensors` and `ema.safetensors`."""
+    """Why :func:`train` returned: at the end, at a `negatives` stage, or because it was asked to stop."""
 
-    status: Literal["finished", "needs_negatives"]
-    stage: str
+    status: Status
+    step: int
+    stage: str | None
     checkpoint: Path
 
 
 def train(
     dataset: str | Path,
-    out: str | Path,
+    out: Path,
     model_cfg: ModelConfig,
-    train_cfg: TrainConfig,
+    cfg: TrainConfig,
     *,
-    resume: bool = True,
     seed: int = 0,
-    init: str | Path | None = None,
+    resume: bool = True,
+    max_steps: int | None = None,
     accept_flags: bool = True,
-    device: str | None = None,
     say: Callable[[str], None] | None = print,
+    device: str | None = None,
 ) -> TrainOutcome:
-    """Train on a dataset of shards, in ``out``.
+    """Train through the stages, from the last committed checkpoint on.
 
     Args:
-        dataset: folder or URL of shards.
-        out: the run's folder.
-        resume: go on from the newest committed checkpoint; otherwise ``out`` must not have one.
-        seed: of initial weights, data order and every draw.
-        init: weights to start from (safetensors or .pth); None = random.
-        accept_flags: in an `ndpo` stage, flagged samples that nobody reviewed count as negatives.
-        device: `cpu` or `cuda`; None = what there is.
-        say: receives lines of progress on rank 0.
+        resume: continue a run in ``out``; otherwise ``out`` must hold none.
+        max_steps: commit and return when the run has done so many steps in all.
+        accept_flags: a flagged negative counts although nobody reviewed it.
+        say: takes a line of progress now and then.
 
     Raises:
-        EchoForgeError: the dataset, the run's folder, the configuration or a gathered table is unusable.
+        EchoForgeError: the dataset does not serve the configuration, the run in ``out`` is another one, training diverged.
     """
-    stages = plan(train_cfg)
-    check(train_cfg.objective.negative)
-    world = parallel.start(train_cfg.optim, device)
-    try:
-        run = Run(str(dataset), Path(out), model_cfg, train_cfg, world, seed, accept_flags, say)
-        run.begin(resume, init)
-        return run.follow(stages)
-    finally:
-        parallel.stop()
+    with ExitStack() as stack:
+        world = parallel.start(cfg.optim, device)
+        stack.callback(parallel.stop)
+        run = stack.enter_context(_Run(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world))
+        return run.go(max_steps)
 
 
-class Run:
-    """One call of :func:`train`: the live state and what surrounds it."""
+class _Run:
+    """The parts of a run and the walk through its stages."""
 
     def __init__(
         self,
-        dataset: str,
+        dataset: str | Path,
         out: Path,
         model_cfg: ModelConfig,
         cfg: TrainConfig,
-        world: World,
         seed: int,
+        resume: bool,
         accept_flags: bool,
         say: Callable[[str], None] | None,
+        world: parallel.World,
     ) -> None:
-        self.dataset, self.out, self.model_cfg, self.cfg = dataset, out, model_cfg, cfg
-        self.world, self.seed, self.accept_flags = world, seed, accept_flags
-        self.stages = plan(cfg)
-        if world.main:
-            out.mkdir(parents=True, exist_ok=True)
+        self.dataset, self.out, self.cfg, self.seed, self.world = dataset, out, cfg, seed, world
+        self.model_cfg, self.accept_flags = model_cfg, accept_flags
+        self.stages = stages.plan(cfg)
+        out.mkdir(parents=True, exist_ok=True)
+        parallel.on_main(lambda: checkpoint.clean(out), "cleaning up after an interrupted checkpoint")
+        found = checkpoint.latest(out)
+        if found is not None and not resume:
+            raise EchoForgeError(f"{out} already holds a run; continue it, or name another folder.")
         self.log = Log(out if world.main else None, say)
-        self.tally = Tally()
         self.loader = self._loader()
-        self.state = self._state()
+        network = _build(model_cfg, cfg, seed, found is None)
+        parallel.apply(network, cfg.optim, world)
+        network.to(world.device)
+        self.state = State(network, _optimizer(network, cfg), EMA(network, cfg.ema), Progress())
+        _seed_adam(self.state)
+        self.about = self._about()
+        if found is not None:
+            self._check_same_run(found)
+            checkpoint.load(found, self.state)
+        self.log.rewind(self.state.progress.step)
+        self.tally = Tally()
         self.context = Context(
-            network=self.state.network, phda=model_cfg.phda, cfg=cfg, seed=seed, device=world.device,
-            prompts=read_prompts(dataset), text_len=model_cfg.transformer.text_len,
-            audio=model_cfg.transformer.variant != "base", global_batch=cfg.loader.global_batch, tally=self.tally,
+            network, model_cfg.phda, cfg, seed, world.device, inputs.read_prompts(dataset),
+            model_cfg.transformer.text_len, model_cfg.transformer.variant != "base", cfg.loader.global_batch, self.tally,
         )  # fmt: skip
-        self.validation: Validation | None = None
+        self.validation = self._validation()
+        self._stop = threading.Event()
+        self._base_loss: float | None = None
 
-    # ---- building -------------------------------------------------------------------------------------------------
+    def __enter__(self) -> _Run:
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        return self
 
-    def _loader(self) -> Loader:
-        trained = [s for s in self.stages if s.cfg.kind != "negatives"]
+    def __exit__(self, *exc: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._old)
+        self.loader.close()
 
-        def task(step: int, place: int) -> str:
-            stage = next((s for s in trained if step < s.last), trained[-1])
-            return task_of(self.seed, step, place, mix_of(stage.cfg, self.cfg.tasks))
+    # ---- the walk -------------------------------------------------------------------------------------------------
 
-        names = {n for s in trained for n, w in mix_of(s.cfg, self.cfg.tasks).items() if w > 0}
-        tasks = [n for n in TASK_FIELDS if n in names]
-        return Loader(self.dataset, self.cfg.loader, seed=self.seed, tasks=tasks, task_of=task,
-                      rank=self.world.rank, world=self.world.size)  # fmt: skip
-
-    def build(self, *, trainable: bool = True) -> nn.Module:
-        """A network with random weights of ``seed``, prepared for this world."""
-        torch.manual_seed(self.seed)
-        network = EchoMimicTransformer(self.model_cfg.transformer).to(self.world.device)
-        if not trainable:
-            network.requires_grad_(False)
-        parallel.apply(network, self.cfg.optim, self.world)
-        return network
-
-    def _state(self) -> State:
-        network = self.build()
-        return State(network, adamw(network, self.cfg.optim), EMA(network, self.cfg.ema), Progress())
-
-    def begin(self, resume: bool, init: str | Path | None) -> None:
-        """Load the newest checkpoint, or the initial weights."""
-        parallel.on_main(lambda: checkpoint.clean(self.out), "cleaning the run's folder")
-        newest = checkpoint.latest(self.out)
-        if newest is not None and not resume:
-            raise EchoForgeError(f"{self.out} already holds {newest.name}; continue it, or choose another folder.")
-        if newest is not None:
-            self._check_same(newest)
-            checkpoint.load(newest, self.state)
-        elif init is not None:
-            load_initial(self.state, init, self.model_cfg)
-        if self.cfg.log.validation_samples:
-            self.validation = Validation(
-                self.dataset, self.cfg.loader, self.context, task=self._main_task(),
-                rank=self.world.rank, world=self.world.size,
-            )  # fmt: skip
-        parallel.on_main(lambda: self.log.rewind(self.state.progress.step), "opening the log")
-        if newest is None:
-            self.validate(self.stages[0])
-
-    def _main_task(self) -> str:
-        mix = self.cfg.tasks.mix
-        return max(sorted(mix), key=lambda name: mix[name])
-
-    def _check_same(self, path: Path) -> None:
-        about = checkpoint.read_about(path)
-        mine = self.about()
-        for key, what in (("model", "the transformer's configuration"), ("samples", "the samples (dataset or keep-list)"),
-                          ("global_batch", "loader.global_batch"), ("seed", "the seed")):  # fmt: skip
-            if about.get(key) != mine[key]:
-                raise EchoForgeError(
-                    f"{self.out} cannot be continued: {what} changed since {path.name}; restore it or start a new run."
-                )
-
-    def about(self) -> dict[str, Any]:
-        """What is written beside every checkpoint."""
-        return {
-            "model": strict.digest(self.model_cfg.transformer), "samples": self.loader.index.digest,
-            "global_batch": self.cfg.loader.global_batch, "seed": self.seed, "torch": torch.__version__,
-            "world": self.world.size, "shard": self.cfg.optim.shard, "git": _revision(),
-            "config": strict.to_dict(self.cfg) | strict.to_dict(self.model_cfg),
-        }  # fmt: skip
-
-    # ---- the cycle ------------------------------------------------------------------------------------------------
-
-    def follow(self, stages: list[Stage]) -> TrainOutcome:
-        """Do what is left of the stages."""
+    def go(self, max_steps: int | None) -> TrainOutcome:
+        """Every stage that is left."""
         progress = self.state.progress
-        try:
-            for stage in stages[progress.stage :]:
-                if stage.cfg.kind == "negatives":
-                    if not negatives.gathered(self.out, stage.name):
-                        return TrainOutcome("needs_negatives", stage.name, self._stage_end(stage))
-                    progress.stage = stage.index + 1
-                    continue
-                self._run_stage(stage)
-            return TrainOutcome("finished", stages[-1].name, self._stage_end(stages[-1]))
-        finally:
-            self.loader.close()
+        if progress.step == 0:
+            self._validate("start")
+        for stage in self.stages[progress.stage :]:
+            if progress.stage != stage.index:
+                progress.stage, progress.method = stage.index, {}
+            if stage.cfg.kind == "negatives":
+                if not negatives.gathered(self.out, stage.name):
+                    return self._outcome("needs_negatives", stage, self._pinned(stage))
+                continue
+            if not self._walk(stage, max_steps):
+                return self._outcome("paused", stage, self._commit(None))
+        return self._outcome("finished", None, checkpoint.latest(self.out) or self._commit("end"))
 
-    def _run_stage(self, stage: Stage) -> None:
+    def _walk(self, stage: Stage, max_steps: int | None) -> bool:
+        """Do one stage; False when the run is to pause before its end."""
         progress = self.state.progress
+        if progress.step >= stage.last:
+            return True
         self.loader.seek(self.loader.order.position_of(progress.step))
-        recorder = Recorder(self, stage)
-        reason = Loop(self.state, self.cfg.optim, [recorder]).run(stage, self._method(stage))
+        until = stage.last if max_steps is None else min(stage.last, max_steps)
+        self._base_loss = None
+        with self._method(stage) as method:
+            if stage.cfg.kind == "ndpo" and self.validation is not None:
+                self._base_loss = self.validation.losses()["loss"]
+            loop = Loop(self.state, self.cfg.optim, [partial(self._report, until)])
+            try:
+                reason = loop.run(stage, method)
+            except _Pause:
+                return False
         if reason is not None:
-            self.log.write("event", progress.step, {"event": "stage ended early", "stage": stage.name, "why": reason})
-            self.log.say(f"{stage.name} ended early: {reason}")
-        progress.step, progress.stage, progress.method = stage.last, stage.index + 1, {}
-        self.validate(stage)
-        self.save(pin=stage.name)
+            self.log.say(f"stage '{stage.name}' ends early at step {progress.step}: {reason}")
+            self.log.write("early_end", progress.step, {"stage": stage.name, "reason": reason})
+            progress.step = stage.last
+        progress.stage, progress.method = stage.index + 1, {}
+        self._validate(stage.name)
+        self._commit(stage.name)
+        return True
 
-    def _stage_end(self, stage: Stage) -> Path:
-        newest = checkpoint.latest(self.out)
-        if newest is not None and checkpoint.is_pinned(newest):
-            return newest
-        return self.save(pin=stage.name)
+    def _report(self, until: int, stage: Stage, report: StepReport) -> None:
+        """After a step: log, validate, commit; stop where asked."""
+        step = report.step + 1
+        if step % self.cfg.log.every == 0 or step == stage.last:
+            values = {name: parallel.mean(value) for name, value in self.tally.means().items()}
+            timing = {
+                "lr": report.lr,
+                "grad_norm": report.grad_norm,
+                "seconds": report.seconds,
+                "waited": report.waited,
+            }
+            self.log.write("step", step, {"stage": stage.name, "taken": report.taken} | values | timing)
+            rate = 1.0 / max(report.seconds, 1e-9)
+            self.log.progress(step, stage.last, stage.name, values.get("loss", float("nan")), rate)
+        every = self.cfg.log.validate_every
+        if every and step % every == 0 and step < stage.last:
+            self._validate(stage.name)
+        if step < stage.last and (step >= until or self._stop.is_set()):
+            raise _Pause
+        if self.cfg.checkpoint.every and step % self.cfg.checkpoint.every == 0 and step < stage.last:
+            self._commit(None)
 
-    def save(self, pin: str | None = None) -> Path:
-        """Commit a checkpoint; with ``pin`` as the end of that stage."""
-        return checkpoint.save(self.out, self.state, self.about(), keep_last=self.cfg.checkpoint.keep_last, pin=pin)
-
-    def validate(self, stage: Stage) -> dict[str, float]:
-        """Write the held-out losses of the raw and of the averaged weights."""
+    def _validate(self, stage: str) -> None:
         if self.validation is None:
-            return {}
-        self.state.network.eval()
-        raw = self.validation.losses()
+            return
+        losses = self.validation.losses()
         with self.state.ema.swapped():
-            averaged = self.validation.losses()
-        self.state.network.train()
-        values = raw | {name.replace("loss", "ema_loss", 1): value for name, value in averaged.items()}
+            averaged = self.validation.losses()["loss"]
         step = self.state.progress.step
-        self.log.write("validation", step, {"stage": stage.name, "task": self.validation.task} | values)
-        self.log.say(f"{stage.name}  step {step}  held-out loss {raw['loss']:.4f}  EMA {averaged['loss']:.4f}")
-        return values
+        self.log.write("validation", step, {"stage": stage, **losses, "loss_ema": averaged})
+        self.log.say(f"held-out loss {losses['loss']:.4f} (average of weights: {averaged:.4f}) at step {step}")
+        limit = self.cfg.objective.negative.ratio_stop
+        if self._base_loss is not None and limit and losses["loss"] > limit * self._base_loss:
+            raise EchoForgeError(
+                f"stage '{stage}' raised the held-out loss from {self._base_loss:.4f} to {losses['loss']:.4f}, more than "
+                f"objective.negative.ratio_stop allows; lower its lr or objective.negative.weight and run it again."
+            )
 
     # ---- objectives -----------------------------------------------------------------------------------------------
 
-    def _method(self, stage: Stage) -> Method:
+    @contextmanager
+    def _method(self, stage: Stage) -> Iterator[Method]:
         positives = SFT(self.context, self.loader)
         if stage.cfg.kind == "sft":
-            return positives
+            yield positives
+            return
         assert stage.source is not None
-        source = next(s for s in self.stages if s.name == stage.source)
-        chosen = negatives.read(self.out, source.name, stage.cfg.issues, accept_flags=self.accept_flags)
-        made_by = self.out / f"step-{source.first:06d}"
-        reference, cache = self._reference(source, made_by, chosen)
-        loader = self._negative_loader(chosen, once=False)
-        loader.seek(loader.order.position_of(self.state.progress.step - stage.first))
-        return NDPO(self.context, positives, loader, chosen, first=stage.first, cache=cache, reference=reference,
-                    state=self.state.progress.method)  # fmt: skip
-
-    def _negative_loader(self, chosen: list[negatives.Negative], *, once: bool) -> Loader:
+        chosen = negatives.read(self.out, stage.source, stage.cfg.issues, accept_flags=self.accept_flags)
         index = negatives.condition_index(self.dataset, self.cfg.loader, chosen)
-        size = self.world.size if once else self.cfg.objective.negative.batch_size
-        return Loader(
-            self.dataset, self.cfg.loader, seed=self.seed, global_batch=size, tasks=sorted({n.task for n in chosen}),
-            index=index, once=once, rank=self.world.rank, world=self.world.size,
-        )  # fmt: skip
+        by_id = {n.negative_id: n for n in chosen}
+        tasks = sorted({n.task for n in chosen})
+        source = partial(Loader, self.dataset, self.cfg.loader, seed=self.seed, tasks=tasks, index=index)
+        cache, network = self._reference(stage, source, by_id)
+        size = self.cfg.objective.negative.batch_size
+        with source(global_batch=size, rank=self.world.rank, world=self.world.size) as stream:
+            stream.seek(stream.order.position_of(self.state.progress.step - stage.first))
+            yield ndpo.NDPO(
+                self.context, positives, stream, chosen, cache=cache, network=network, state=self.state.progress.method
+            )
 
     def _reference(
-        self, source: Stage, made_by: Path, chosen: list[negatives.Negative]
-    ) -> tuple[nn.Module | None, Cache | None]:
-        """The frozen network that made the negatives, or its cached losses on them."""
+        self, stage: Stage, source: Callable[..., Loader], by_id: dict[str, negatives.Negative]
+    ) -> tuple[reference.Cache | None, torch.nn.Module | None]:
+        """The checkpoint that made the negatives: its losses at fixed draws, or the network itself."""
         cfg = self.cfg.objective.negative
-        if cfg.kind == "paper":
-            return None, None
-        identity = strict.digest([checkpoint.digest(made_by, source.cfg.weights), self.seed, cfg.draws, cfg.t_min, cfg.t_max,
-                                  cfg.kind == "dpo", [[n.negative_id, n.frames] for n in chosen]])  # fmt: skip
-        path = negatives.folder(self.out, source.name) / negatives.CACHE_FOLDER / f"{identity}.parquet"
-        if cfg.reference == "cache" and (cached := Cache.read(path)) is not None:
-            return None, cached
-        network = self.build(trainable=False)
-        checkpoint.load_weights(made_by, network, source.cfg.weights)
-        network.eval()
+        origin = next(s for s in self.stages if s.name == stage.source)
+        path = self._pinned(origin)
+        kind = origin.cfg.weights
+
+        def network() -> torch.nn.Module:
+            built = EchoMimicTransformer(self.model_cfg.transformer)
+            load_into(built, load_weights(path / f"{kind}.safetensors"), source=str(path))
+            return ndpo.frozen_copy(built.to(self.world.device))
+
         if cfg.reference == "model":
-            return network, None
-        with self._negative_loader(chosen, once=True) as loader:
-            cache = build_cache(self.context, loader, chosen, network).merged()
-        parallel.on_main(lambda: cache.write(path), "writing the reference's losses")
-        return None, cache
+            return None, network()
+        key = strict.digest([checkpoint.digest(path, kind), cfg.draws, cfg.t_min, cfg.t_max, self.cfg.objective.shift,
+                             sorted(by_id)])  # fmt: skip
+        table = negatives.folder(self.out, str(stage.source)) / negatives.CACHE_FOLDER / f"{key}.parquet"
 
+        def compute() -> None:
+            if not table.is_file():
+                with source(global_batch=1, once=True) as once:
+                    ndpo.cache_losses(table, self.context, once, by_id, network())
 
-class Recorder:
-    """After every step: metrics, held-out losses, checkpoints, and the stop of an `ndpo` stage that forgets."""
+        parallel.on_main(compute, "computing the reference's losses")
+        return reference.read(table), None
 
-    def __init__(self, run: Run, stage: Stage) -> None:
-        self.run, self.stage = run, stage
-        self._reports: list[StepReport] = []
-        self._start: float | None = None
-        if stage.cfg.kind == "ndpo" and run.validation is not None:
-            self._start = run.state.progress.method.get("start_loss") or run.validation.losses()["loss"]
+    # ---- parts ----------------------------------------------------------------------------------------------------
 
-    def __call__(self, stage: Stage, report: StepReport) -> str | None:
-        """Look at the step; returns why the stage should stop, or None."""
-        run, cfg, step = self.run, self.run.cfg, report.step + 1
-        self._reports.append(report)
-        if self._start is not None:
-            run.state.progress.method["start_loss"] = self._start
-        if not report.taken:
-            run.log.write("event", step, {"event": "step skipped", "grad_norm": report.grad_norm})
-        if step % cfg.log.every == 0 or step == stage.last:
-            self._log(stage, step)
-        reason = None
-        if step == stage.last:
+    def _loader(self) -> Loader:
+        cfg = self.cfg
+
+        def task_of(step: int, place: int) -> str:
+            stage = next((s for s in self.stages if s.first <= step < s.last), self.stages[-1])
+            return draws.choice(stages.mix_of(stage.cfg, cfg.tasks), self.seed, step, place, "task")
+
+        mixes = [stages.mix_of(s.cfg, cfg.tasks) for s in self.stages if s.cfg.kind != "negatives"]
+        tasks = sorted({task for mix in mixes for task, weight in mix.items() if weight > 0})
+        return Loader(
+            self.dataset, cfg.loader, seed=self.seed, tasks=tasks, task_of=task_of,
+            rank=self.world.rank, world=self.world.size,
+        )  # fmt: skip
+
+    def _validation(self) -> Validation | None:
+        if not self.cfg.log.validation_samples:
             return None
-        if cfg.log.validate_every and step % cfg.log.validate_every == 0:
-            reason = self._forgets(run.validate(stage))
-        if cfg.checkpoint.every and step % cfg.checkpoint.every == 0:
-            run.save()
-        return reason
+        mix = self.cfg.tasks.mix
+        task = max(sorted(mix), key=lambda name: mix[name])
+        return Validation(
+            self.dataset, self.cfg.loader, self.context, task=task, rank=self.world.rank, world=self.world.size
+        )
 
-    def _log(self, stage: Stage, step: int) -> None:
-        run, reports = self.run, self._reports
-        seconds = sum(r.seconds for r in reports)
-        rate = len(reports) / seconds if seconds else 0.0
-        means = run.tally.means()
-        run.log.write("train", step, {
-            "stage": stage.name, "lr": reports[-1].lr, "grad_norm": reports[-1].grad_norm, "steps_per_s": rate,
-            "wait_fraction": sum(r.waited for r in reports) / seconds if seconds else 0.0,
-            "skipped": run.state.progress.guard.get("skipped", 0),
-        } | means)  # fmt: skip
-        run.log.progress(step, stage.last, stage.name, means.get("loss", float("nan")), rate)
-        self._reports = []
+    def _pinned(self, stage: Stage) -> Path:
+        """The pinned checkpoint that stands before ``stage``; committed now when it is not there."""
+        for path in reversed(checkpoint.committed(self.out)):
+            if checkpoint.is_pinned(path) and path.name == f"step-{stage.first:06d}":
+                return path
+        return self._commit(stage.name)
 
-    def _forgets(self, values: dict[str, float]) -> str | None:
-        limit = self.run.cfg.objective.negative.ratio_stop
-        if self._start is None or not limit or not values:
-            return None
-        ratio = values["loss"] / self._start
-        return f"the held-out loss rose to {ratio:.3f} of the stage's start" if ratio > limit else None
+    def _commit(self, pin: str | None) -> Path:
+        return checkpoint.save(self.out, self.state, self.about, keep_last=self.cfg.checkpoint.keep_last, pin=pin)
+
+    def _outcome(self, status: Status, stage: Stage | None, path: Path) -> TrainOutcome:
+        return TrainOutcome(status, self.state.progress.step, stage.name if stage else None, path)
+
+    def _about(self) -> dict[str, Any]:
+        """What every checkpoint says of the run that made it."""
+        return {
+            "model": strict.to_dict(self.model_cfg),
+            "train": strict.to_dict(self.cfg),
+            "seed": self.seed,
+            "dataset": str(self.dataset),
+            "dataset_digest": self.loader.index.digest,
+            "revision": _revision(),
+            "torch": torch.__version__,
+            "world_size": self.world.size,
+            "device": str(self.world.device),
+        }
+
+    def _check_same_run(self, path: Path) -> None:
+        before = checkpoint.read_about(path)
+        for key, now in (
+            ("model.transformer", strict.to_dict(self.model_cfg.transformer)),
+            ("seed", self.seed),
+            ("dataset_digest", self.loader.index.digest),
+        ):
+            value: Any = before
+            for part in key.split("."):
+                value = value[part]
+            if value != now:
+                raise EchoForgeError(
+                    f"the run in {self.out} cannot continue: its {key} is another one ({str(value)[:60]}); "
+                    "restore it, or start a new run in another folder."
+                )
 
 
-def adamw(network: nn.Module, cfg: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with its moments already there (zeros), so that a checkpoint can be read into them."""
-    trained = [p for p in network.parameters() if p.requires_grad]
+class _Pause(Exception):
+    """Raised inside a step's report to leave the loop; the state is whole."""
+
+
+def _build(model_cfg: ModelConfig, cfg: TrainConfig, seed: int, new: bool) -> EchoMimicTransformer:
+    """The network with fp32 weights: from ``checkpoint.init``, or random by ``seed``."""
+    attention.use_kernel("auto")
+    with torch.device("meta"):
+        network = EchoMimicTransformer(model_cfg.transformer)
+    network.to(torch.float32).to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.init_weights()
+    if new and cfg.checkpoint.init is not None:
+        path = locate("the weights to start from (checkpoint.init)", cfg.checkpoint.init)
+        load_into(network, load_weights(path), source=str(path))
+    return network
+
+
+def _optimizer(network: torch.nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
+    parameters = [p for p in network.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2 and min(p.shape[:2]) > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2 or min(p.shape[:2]) == 1], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": cfg.optim.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=True)
-    for p in trained:
-        step = torch.zeros((), dtype=torch.float32, device=p.device)
-        optimizer.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-    return optimizer
+    return torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, eps=cfg.optim.eps)
 
 
-def load_initial(state: State, path: str | Path, model_cfg: ModelConfig) -> None:
-    """Read weights (a base model's too: then the audio expert keeps its initial values) into network and EMA."""
-    from model.checkpoint import load_transformer
-
-    loaded = load_transformer(model_cfg.transformer, Path(path)).state_dict()
-    parallel.assign(state.network, loaded)
-    for name, average in state.ema.state.items():
-        average.copy_(dict(state.network.named_parameters())[name].detach())
-
-
-def read_prompts(dataset: str) -> dict[str, Tensor]:
-    """The named embeddings of a dataset.
-
-    Raises:
-        EchoForgeError: there is none for the empty caption.
-    """
-    if "://" in dataset:
-        import fsspec
-        from safetensors.torch import load
-
-        with fsspec.open(f"{dataset}/{PROMPTS_FILE}", "rb") as file:
-            prompts: dict[str, Tensor] = load(file.read())
-    else:
-        path = Path(dataset) / PROMPTS_FILE
-        prompts = load_file(path) if path.is_file() else {}
-    if NULL_PROMPT not in prompts:
-        raise EchoForgeError(f"'{dataset}' has no embedding '{NULL_PROMPT}' in {PROMPTS_FILE}; run `shard` again.")
-    return prompts
+def _seed_adam(state: State) -> None:
+    """Zero moments before the first step, so that a checkpoint always has the same names."""
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            state.optimizer.state[parameter] = {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def _revision() -> str:
+    """The git revision of this code, or 'unknown' outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
     try:
-        command = ["git", "rev-parse", "HEAD"]
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()

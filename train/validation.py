@@ -53,7 +53,7 @@ class Validation:
                 if len(found) >= limit:
                     break
                 found.append(
-                    build.assemble(
+                    batches.assemble(
                         stored,
                         [Keep()],
                         self.context.prompts,

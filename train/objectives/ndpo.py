@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,17 @@ from torch.nn import functional as F
 
 from configs.errors import ConfigError
 from model import flow
-from train import draws, parallel
-from train.assembly import Batch
+from train import negatives as store
+from train import parallel, reference
 from train.config import NegativeConfig
 from train.inputs import Inputs, Keep, assemble
+from train.loader import Loader
 from train.log import sigma_bins
 from train.method import Context, MicroStep, predict, squared_error
-from train.negatives import Negative, frame_mask
-from train.negatives import latents as read_latents
 from train.objectives.sft import SFT
-from train.reference import Cache, noise_of, sigma_of
 
 _DELTA = 1e-4  # keeps the relative error finite where the reference is perfect
-_MEMORY = 0.9  # of the running mean push weight that `weight_stop` looks at
+_WEIGHT_MEMORY = 0.9  # of the running mean push weight that `weight_stop` looks at
 
 
 def beta(margin: float) -> float:
@@ -87,185 +85,120 @@ class NDPO:
     """Positives by ``positives``, negatives from ``source``, whose rows are the negatives' conditions.
 
     Args:
-        source: a loader over :func:`train.negatives.condition_index`, at the stage's own step.
-        first: the stage's first global step; ``source`` counts from 0 there.
-        cache: reference losses; or None with ``reference``, a frozen network.
-        state: what :meth:`state` gave, when a stage is resumed.
+        cache: losses of the reference at fixed draws; or
+        network: the reference itself, frozen (needed by `reflect` and by the path term).
+        state: from :meth:`state`.
     """
 
     def __init__(
         self,
         context: Context,
         positives: SFT,
-        source: Iterator[Batch],
-        negatives: Sequence[Negative],
+        source: Loader,
+        negatives: Sequence[store.Negative],
         *,
-        first: int,
-        cache: Cache | None,
-        reference: nn.Module | None,
+        cache: reference.Cache | None = None,
+        network: nn.Module | None = None,
         state: dict[str, float] | None = None,
     ) -> None:
-        check(context.cfg.objective.negative)
-        self.context, self.positives, self.source, self.first = context, positives, source, first
         self.cfg = context.cfg.objective.negative
+        check(self.cfg)
+        self.context, self.positives, self.source = context, positives, source
         self.beta = beta(self.cfg.margin)
         self.negatives = {n.negative_id: n for n in negatives}
-        self.cache, self.reference = cache, reference
-        self._baseline = 0.0
+        self.cache, self.reference = cache, network
         self._weight = float((state or {}).get("push_weight", 0.5))
-        self._weights: list[Tensor] = []
-
-    # ---- what the loop asks ---------------------------------------------------------------------------------------
+        self._pushes: list[Tensor] = []
 
     def micro_steps(self, step: int) -> Sequence[MicroStep]:
         """The positives of the step, then its negatives."""
-        self._weights, self._baseline = [], 0.0
-        if self.cfg.baseline_max > 0:
-            shares = self._with_baseline(step)
-        else:
-            shares = list(self.positives.micro_steps(step))
-        inputs, real = negative_inputs(self.context, next(self.source), self.negatives)
-        size, total = self.context.cfg.optim.micro_batch, len(inputs)
-        for i in range(0, total, size):
-            shares.append(partial(self._share, step, inputs[i : i + size], real[i : i + size], total))
-        return shares
+        shares = list(self.positives.micro_steps(step))
+        inputs = negative_inputs(self.context, self.source, self.negatives)
+        size = self.context.cfg.optim.micro_batch
+        return shares + [
+            partial(self._share, step, inputs[i : i + size], len(inputs)) for i in range(0, len(inputs), size)
+        ]
 
     def stop_reason(self) -> str | None:
         """The push has died out: more steps would only train the positives."""
+        self._settle()
         if self._weight < self.cfg.weight_stop:
             return f"the mean push weight fell to {self._weight:.3f}"
         return None
 
     def state(self) -> dict[str, float]:
-        """The running mean push weight, over the negatives of all ranks."""
-        if self._weights:
-            mean = parallel.mean(float(torch.cat(self._weights).mean()))
-            self._weight, self._weights = _MEMORY * self._weight + (1 - _MEMORY) * mean, []
+        """The running mean push weight."""
+        self._settle()
         return {"push_weight": self._weight}
 
-    # ---- one step -------------------------------------------------------------------------------------------------
+    def _settle(self) -> None:
+        """Fold the pushes of the last step into the running mean, the same on all ranks."""
+        if self._pushes:
+            now = parallel.mean(float(torch.cat(self._pushes).mean()))
+            self._weight = _WEIGHT_MEMORY * self._weight + (1 - _WEIGHT_MEMORY) * now
+            self._pushes = []
 
-    def _with_baseline(self, step: int) -> list[MicroStep]:
-        """Positives that also measure their drift from the reference: b of the negatives that follow."""
-        inputs = self.positives.inputs(step)
-        size, total = self.context.cfg.optim.micro_batch, len(inputs)
-        drifts: list[Tensor] = []
-
-        def share(part: Inputs) -> Tensor:
-            moved = part.to(self.context.device)
-            loss, x, sigma, target = self.positives.losses(step, moved)
-            self.positives.record(moved, loss, sigma)
-            known = squared_error(self._velocity_of_reference(moved, x, sigma), target, moved.generated)
-            drifts.append(relative_increase(loss.detach(), known))
-            mean = parallel.mean(float(torch.cat(drifts).mean()))
-            self._baseline = min(max(mean, 0.0), self.cfg.baseline_max)
-            return (loss * moved.weight).sum() / total
-
-        return [partial(share, inputs[i : i + size]) for i in range(0, total, size)]
-
-    def _share(self, step: int, inputs: Inputs, real: Tensor, total: int) -> Tensor:
-        inputs, real = inputs.to(self.context.device), real.to(self.context.device)
-        draw = self._draw(step, inputs)
-        where = inputs.generated * issue_mask(inputs, self.negatives)
-        error = Error(self.context, inputs, draw, where)
-        prediction, loss = error.of(inputs.latents)
-        u_ref = None if self.reference is None else error.of(inputs.latents, self.reference)
-        known = self._known(inputs, draw, None if u_ref is None else u_ref[1], loss)
-        z = self.beta * (relative_increase(loss, known) - self._baseline)
-        if self.cfg.kind == "dpo":
-            z = z - self.beta * self._winner(error, inputs, draw, real)
-        if self.cfg.kind == "paper":
-            value = paper_loss(loss, self.beta)
-        elif self.cfg.kind == "reflect":
+    def _share(self, step: int, inputs: Inputs, total: int) -> Tensor:
+        inputs = inputs.to(self.context.device)
+        number = [step % self.cfg.draws if self.cache else step] * len(inputs)
+        sigma, noise = draw(self.context, inputs, number)
+        x, target = flow.interpolate(inputs.latents, noise, sigma), flow.velocity_target(inputs.latents, noise)
+        where = bad_part(inputs, self.negatives)
+        prediction = predict(self.context, inputs, x, sigma)
+        loss = squared_error(prediction, target, where)
+        u_ref = self._reference(inputs, x, sigma)
+        if self.cfg.kind == "reflect":
             assert u_ref is not None
-            target = flow.velocity_target(inputs.latents, draw.noise)
-            value = squared_error(prediction, reflected(u_ref[0], target, self.cfg.strength), where)
+            value = squared_error(prediction, reflected(u_ref, target, self.cfg.strength), where)
+            self._record(inputs, loss, squared_error(u_ref, target, where), None, sigma)
+        elif self.cfg.kind == "paper":
+            value = paper_loss(loss, self.beta)
+            self._record(inputs, loss, loss.detach(), None, sigma)
         else:
+            known = self.cache.negative(inputs.sample_ids, number).to(loss.device) if self.cache else None
+            known = squared_error(_given(u_ref), target, where) if known is None else known
+            z = self.beta * relative_increase(loss, known)
+            if self.cfg.kind == "dpo":
+                z = z - self.beta * self._winner(inputs, number, sigma, noise, where)
             value = preference_loss(self.cfg.kind, z, self.beta, self.cfg.smoothing)
-        self._record(inputs, draw, loss, known, z)
-        value = self.cfg.weight * value
-        if self.cfg.path > 0 and u_ref is not None:
-            value = value + self.cfg.path * squared_error(prediction, u_ref[0], where)
-        return (value * inputs.weight).sum() / total
-
-    def _draw(self, step: int, inputs: Inputs) -> Draw:
-        """One of the cached (σ, ε) pairs; with the reference in memory, a fresh pair (its number is the step)."""
-        shape = inputs.latents.shape[1:]
-        low, high, seed, sigmas, noises, numbers = self.cfg.t_min, self.cfg.t_max, self.context.seed, [], [], []
-        for name, place in zip(inputs.sample_ids, inputs.places, strict=True):
-            u = draws.uniform(seed, step, place, "which draw")
-            number, count = (step, 1) if self.cache is None else (int(u * self.cfg.draws), self.cfg.draws)
-            sigmas.append(
-                low + (high - low) * u if self.cache is None else sigma_of(name, number, count, low, high, seed)
-            )
-            noises.append(noise_of(name, number, shape, seed))
-            numbers.append(number)
-        device = inputs.latents.device
-        return Draw(torch.tensor(sigmas, device=device), torch.stack(noises).to(device), tuple(numbers))
-
-    def _known(self, inputs: Inputs, draw: Draw, in_memory: Tensor | None, loss: Tensor) -> Tensor:
-        if in_memory is not None:
-            return in_memory
-        if self.cache is None:  # `paper` has no reference
-            return loss.detach()
-        return self.cache.negative(inputs.sample_ids, draw.numbers).to(loss.device)
-
-    def _winner(self, error: Error, inputs: Inputs, draw: Draw, real: Tensor) -> Tensor:
-        """Δ⁺ of the real videos under the negatives' conditions, at the same (σ, ε)."""
-        _, loss = error.of(real)
-        if self.reference is not None:
-            return relative_increase(loss, error.of(real, self.reference)[1])
-        assert self.cache is not None
-        return relative_increase(loss, self.cache.positive(inputs.sample_ids, draw.numbers).to(loss.device))
+            self._record(inputs, loss, known, z, sigma)
+        if self.cfg.path > 0:
+            value = value + self.cfg.path / self.cfg.weight * squared_error(prediction, _given(u_ref), where)
+        return self.cfg.weight * (value * inputs.weight).sum() / total
 
     @torch.no_grad()
-    def _velocity_of_reference(self, inputs: Inputs, x: Tensor, sigma: Tensor) -> Tensor:
-        return predict(self.context, inputs, x, sigma, network=self.reference)
+    def _reference(self, inputs: Inputs, x: Tensor, sigma: Tensor) -> Tensor | None:
+        return None if self.reference is None else predict(self.context, inputs, x, sigma, network=self.reference)
 
-    def _record(self, inputs: Inputs, draw: Draw, loss: Tensor, known: Tensor, z: Tensor) -> None:
-        """docs/training.md, section E.8: by issue and by bin of σ."""
-        push = torch.sigmoid(-z.detach())
-        self._weights.append(push)
-        tally, issues = self.context.tally, [self.negatives[i].issue for i in inputs.sample_ids]
-        bins = sigma_bins(draw.sigma, self.context.cfg.objective.t_bins)
-        ratio = loss.detach() / (known + _DELTA)
-        for name, value in (("ratio", ratio), ("push", push), ("z", z), ("extinct", (push < 0.05).float())):
-            tally.add(f"negative/{name}", value)
-            tally.add_by(f"negative/{name}", issues, value)
-            tally.add_by(f"negative/{name}", bins, value)
+    def _winner(self, inputs: Inputs, number: list[int], sigma: Tensor, noise: Tensor, where: Tensor) -> Tensor:
+        """Δ⁺ of the real videos under the negatives' conditions, at the same (σ, ε)."""
+        x, target = flow.interpolate(inputs.real, noise, sigma), flow.velocity_target(inputs.real, noise)
+        loss = squared_error(predict(self.context, inputs, x, sigma), target, where)
+        if self.cache:
+            return relative_increase(loss, self.cache.positive(inputs.sample_ids, number).to(loss.device))
+        return relative_increase(loss, squared_error(_given(self._reference(inputs, x, sigma)), target, where))
 
-
-@dataclass(frozen=True)
-class Draw:
-    """σ [B], ε [B, C, T, h, w] and their numbers in the cache."""
-
-    sigma: Tensor
-    noise: Tensor
-    numbers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Error:
-    """The flow-matching error of any video under fixed conditions, draws and positions."""
-
-    context: Context
-    inputs: Inputs
-    draw: Draw
-    where: Tensor
-
-    def of(self, video: Tensor, frozen: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """(velocity, error [B]) of the trained network, or without gradient of ``frozen``."""
-        x = flow.interpolate(video, self.draw.noise, self.draw.sigma)
-        with torch.set_grad_enabled(frozen is None and torch.is_grad_enabled()):
-            velocity = predict(self.context, self.inputs, x, self.draw.sigma, network=frozen)
-        return velocity, squared_error(velocity, flow.velocity_target(video, self.draw.noise), self.where)
+    def _record(self, inputs: Inputs, loss: Tensor, known: Tensor, z: Tensor | None, sigma: Tensor) -> None:
+        tally, loss = self.context.tally, loss.detach()
+        tally.add("negative/loss", loss)
+        tally.add("negative/reference", known)
+        issues = [self.negatives[i].issue for i in inputs.sample_ids]
+        delta = relative_increase(loss, known)
+        tally.add("negative/increase", delta)
+        tally.add_by("negative/increase", issues, delta)
+        tally.add_by("negative/increase", sigma_bins(sigma, self.context.cfg.objective.t_bins), delta)
+        if z is not None:
+            push = torch.sigmoid(-z.detach())
+            tally.add("negative/push", push)
+            self._pushes.append(push.cpu())
 
 
-def negative_inputs(context: Context, batch: Batch, negatives: Mapping[str, Negative]) -> tuple[Inputs, Tensor]:
-    """Inputs with the sampled videos as targets, and the real videos [B, C, T, h, w]. Nothing is dropped: guidance and
-    PNG need the null branches untouched."""
+def negative_inputs(context: Context, source: Loader, negatives: dict[str, store.Negative]) -> Inputs:
+    """The next negatives with the conditions that they were generated under; nothing is dropped, so that the null
+    branches that guidance and PNG need are left alone."""
+    batch = next(source)
     chosen = [negatives[i] for i in batch.sample_ids]
-    inputs = assemble(
+    return assemble(
         batch,
         [Keep()] * len(chosen),
         context.prompts,
@@ -273,37 +206,62 @@ def negative_inputs(context: Context, batch: Batch, negatives: Mapping[str, Nega
         text_len=context.text_len,
         audio=context.audio,
         tasks=[n.task for n in chosen],
-        targets=torch.stack([read_latents(n) for n in chosen]),
+        targets=torch.stack([store.latents(n) for n in chosen]),
     )
-    return inputs, batch["latents"].float()
 
 
-def issue_mask(inputs: Inputs, negatives: Mapping[str, Negative]) -> Tensor:
-    """[B, 1, T, 1, 1]: the latent frames that the reviewers marked."""
+def draw(context: Context, inputs: Inputs, number: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """σ [B] and ε [B, C, T, h, w] of the given draw of each negative."""
+    cfg = context.cfg.objective
+    pairs = [
+        reference.draw(name, k, cfg.negative.draws, inputs.latents.shape[1:], cfg.shift, cfg.negative)
+        for name, k in zip(inputs.sample_ids, number, strict=True)
+    ]
+    device = inputs.latents.device
+    return torch.tensor([s for s, _ in pairs], device=device), torch.stack([e for _, e in pairs]).to(device)
+
+
+def bad_part(inputs: Inputs, negatives: dict[str, store.Negative]) -> Tensor:
+    """Where a negative is bad, [B, 1, T, h, w]: generated positions in the frames that reviewers named."""
     frames = inputs.latents.shape[2]
-    rows = [frame_mask(negatives[i], frames) for i in inputs.sample_ids]
-    return torch.stack(rows).view(len(rows), 1, frames, 1, 1).to(inputs.latents.device)
+    named = torch.stack([store.frame_mask(negatives[i], frames) for i in inputs.sample_ids])
+    return inputs.generated * named[:, None, :, None, None].to(inputs.generated)
 
 
-@torch.no_grad()
-def build_cache(
-    context: Context, source: Iterator[Batch], negatives: Sequence[Negative], reference: nn.Module
-) -> Cache:
-    """The reference's losses on every negative and its real video, at all its draws. ``source``: one pass."""
-    cfg, by_id = context.cfg.objective.negative, {n.negative_id: n for n in negatives}
-    rows: dict[tuple[str, int], tuple[float, float]] = {}
-    for batch in source:
-        inputs, real = negative_inputs(context, batch, by_id)
-        inputs, real = inputs.to(context.device), real.to(context.device)
-        where = inputs.generated * issue_mask(inputs, by_id)
-        for number in range(cfg.draws):
-            sigma = [sigma_of(i, number, cfg.draws, cfg.t_min, cfg.t_max, context.seed) for i in inputs.sample_ids]
-            shape = inputs.latents.shape[1:]
-            noise = torch.stack([noise_of(i, number, shape, context.seed) for i in inputs.sample_ids])
-            draw = Draw(torch.tensor(sigma, device=real.device), noise.to(real.device), ())
-            error = Error(context, inputs, draw, where)
-            _, bad = error.of(inputs.latents, reference)
-            good = error.of(real, reference)[1] if cfg.kind == "dpo" else torch.full_like(bad, torch.nan)
-            for i, a, b in zip(inputs.sample_ids, bad.tolist(), good.tolist(), strict=True):
-                rows[(i, number)] = (a, b)
-    return Cache(rows)
+def cache_losses(
+    path: Path, context: Context, source: Loader, negatives: dict[str, store.Negative], network: nn.Module
+) -> None:
+    """Write the reference's losses at every fixed draw of every negative; ``source`` passes over them once."""
+    held: dict[str, Inputs] = {}
+
+    def batches() -> list[list[str]]:
+        ids = []
+        for _ in range(len(source)):
+            inputs = negative_inputs(context, source, negatives)
+            keep = [i for i, w in enumerate(inputs.weight.tolist()) if w > 0 or inputs.sample_ids[i] not in held]
+            held.update({inputs.sample_ids[i]: inputs[i : i + 1] for i in keep})
+        ids += [[name] for name in held]
+        return ids
+
+    @torch.no_grad()
+    def losses(ids: Sequence[str], number: int) -> reference.Losses:
+        inputs = held[ids[0]].to(context.device)
+        sigma, noise = draw(context, inputs, [number])
+        where = bad_part(inputs, negatives)
+        results = []
+        for video in (inputs.latents, inputs.real):
+            x, target = flow.interpolate(video, noise, sigma), flow.velocity_target(video, noise)
+            results.append(squared_error(predict(context, inputs, x, sigma, network=network), target, where).cpu())
+        return results[0], results[1]
+
+    reference.write(path, batches(), context.cfg.objective.negative.draws, losses)
+
+
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """A copy that does not learn."""
+    return copy.deepcopy(network).requires_grad_(False).eval()
+
+
+def _given(velocity: Tensor | None) -> Tensor:
+    assert velocity is not None  # `check` has refused settings without a reference
+    return velocity

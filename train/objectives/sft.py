@@ -49,8 +49,8 @@ class SFT:
         batch = next(self.source)
         if batch.step != step:
             raise EchoForgeError(f"the loader is at step {batch.step}, training at {step}: seek it before a stage.")
-        keeps = [build.keep_of(self.context.seed, step, place, self.context.cfg.tasks) for place in batch.places]
-        return build.assemble(
+        keeps = [batches.keep_of(self.context.seed, step, place, self.context.cfg.tasks) for place in batch.places]
+        return batches.assemble(
             batch,
             keeps,
             self.context.prompts,
