@@ -24,6 +24,8 @@ _FLAG_KINDS = {
     "scene": "text",
 }
 TIERS = ("strict", "standard")
+_SLICE = 100_000
+"""Rows decided at a time: sentences are Python strings on their way, which are large."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class RuleResult:
 
 def decide_clips(table: pa.Table, cfg: CurationConfig) -> pa.Table:
     """The clips table with verdict, reasons and tier replaced; all other columns as they are."""
+    slices = [table.slice(start, _SLICE) for start in range(0, max(table.num_rows, 1), _SLICE)]
+    return pa.concat_tables([_decide_slice(part, cfg) for part in slices])
+
+
+def _decide_slice(table: pa.Table, cfg: CurationConfig) -> pa.Table:
     rows = table.num_rows
     failed = np.zeros(rows, bool)
     held = np.zeros(rows, bool)

@@ -26,6 +26,8 @@ from curation.operators import ClipContext, FrameNeed, Picture, Span
 _LOW = 8  # coefficients per axis
 _SIDE = 32  # DCT size, as ImageHash uses it
 _ODD = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in range(_LOW) for c in range(1, _LOW, 2)))
+_CHUNK = 1 << 22
+_SINGLE = 1.0  # of the mean distance allowed to copies: at least one of their pairs is no farther than the mean
 _QUIET = 0.35  # grey levels: below it a change is noise and its signs say nothing
 
 
@@ -84,12 +86,8 @@ def find_duplicates(clips: pa.Table, cfg: DedupConfig) -> dict[str, str]:
     looks, moves, first = _pairs(clips["phash"])
     _, video = np.unique(np.array(clips["video_id"].to_pylist(), dtype=str), return_inverse=True)
     links: list[tuple[int, int]] = []
-    asked: set[tuple[int, int]] = set()
-    for a, b in _candidates(looks, moves, first, cfg):
-        if video[a] == video[b] or ids[a] == ids[b] or (a, b) in asked:
-            continue
-        asked.add((a, b))
-        if same(looks[first[a] : first[a + 1]], moves[first[a] : first[a + 1]],
+    for a, b in _candidates(looks, moves, first, video, cfg):
+        if ids[a] != ids[b] and same(looks[first[a] : first[a + 1]], moves[first[a] : first[a + 1]],
                 looks[first[b] : first[b + 1]], moves[first[b] : first[b + 1]], cfg):  # fmt: skip
             links.append((a, b))
     return _best(links, clips, ids)
@@ -136,43 +134,64 @@ def same(la: np.ndarray, ma: np.ndarray, lb: np.ndarray, mb: np.ndarray, cfg: De
 def _pairs(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pictures uint64 [n], motion uint64 [n], and the first pair of each row int64 [rows + 1]."""
     whole = column.combine_chunks()
-    lengths = np.array([0 if v is None else v // 2 for v in pa.compute.list_value_length(whole).to_pylist()])
-    values = whole.flatten().to_numpy(zero_copy_only=False).astype(np.uint64)
+    lengths = pa.compute.fill_null(pa.compute.list_value_length(whole), 0).to_numpy(zero_copy_only=False) // 2
+    values = whole.flatten().to_numpy(zero_copy_only=False).astype(np.uint64, copy=False)
     return values[0::2], values[1::2], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def _keys(looks: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Two keys a pair (uint64 [2, n]) of low-frequency bits, equal for a picture and its mirror; 0: no key."""
-    keys = []
-    for rows in ((0, 1, 2), (1, 2, 3)):
-        mask = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in rows for c in range(4)))
-        straight = (looks & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (moves & mask)
-        turned = ((looks ^ _ODD) & mask) * np.uint64(0x9E3779B97F4A7C15) ^ ((moves ^ _ODD) & mask)
-        key = np.minimum(straight, turned)
-        keys.append(np.where(moves == 0, np.uint64(0), key))
-    return np.stack(keys)
+def _key(looks: np.ndarray, moves: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:
+    """One key a pair, uint32 [n], of low-frequency bits: equal for a picture and its mirror; 0: no key."""
+    mask = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in rows for c in range(4)))
+    straight = (looks & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (moves & mask)
+    turned = ((looks ^ _ODD) & mask) * np.uint64(0x9E3779B97F4A7C15) ^ ((moves ^ _ODD) & mask)
+    key = (np.minimum(straight, turned) * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(32)
+    return np.where(moves == 0, 0, np.maximum(key, 1)).astype(np.uint32)
 
 
-def _candidates(looks: np.ndarray, moves: np.ndarray, first: np.ndarray, cfg: DedupConfig) -> list[tuple[int, int]]:
-    """Pairs of rows that share a key."""
-    owner = np.repeat(np.arange(len(first) - 1), np.diff(first))
-    found: set[tuple[int, int]] = set()
-    for band in _keys(looks, moves):
-        part = band % np.uint64(cfg.partitions)
+def _candidates(
+    looks: np.ndarray, moves: np.ndarray, first: np.ndarray, video: np.ndarray, cfg: DedupConfig
+) -> list[tuple[int, int]]:
+    """Pairs of rows of different videos that share a key where all their bits are near, too."""
+    owner = np.repeat(np.arange(len(first) - 1, dtype=np.int64), np.diff(first))
+    rows = np.int64(len(first))
+    found = [np.zeros(0, np.int64)]
+    for band in ((0, 1, 2), (1, 2, 3)):
+        key = np.concatenate([_key(looks[s : s + _CHUNK], moves[s : s + _CHUNK], band)
+                              for s in range(0, max(len(looks), 1), _CHUNK)])  # fmt: skip
         for p in range(cfg.partitions):
-            chosen = np.flatnonzero((part == p) & (band != 0))
-            order = chosen[np.lexsort((owner[chosen], band[chosen]))]
-            key, row = band[order], owner[order]
-            fresh = np.ones(len(key), bool)
-            fresh[1:] = (key[1:] != key[:-1]) | (row[1:] != row[:-1])
-            key, row = key[fresh], row[fresh]
-            starts = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.zeros(0, int)
-            sizes = np.diff(np.append(starts, len(key)))
-            for start, size in zip(starts[(sizes > 1) & (sizes <= cfg.max_bucket)],
-                                   sizes[(sizes > 1) & (sizes <= cfg.max_bucket)], strict=True):  # fmt: skip
-                members = row[start : start + size].tolist()
-                found.update((a, b) for i, a in enumerate(members) for b in members[i + 1 :])
-    return sorted(found)
+            chosen = np.flatnonzero((key % np.uint32(cfg.partitions) == p) & (key != 0))
+            chosen = chosen[np.lexsort((owner[chosen], key[chosen]))]
+            chosen = chosen[_common(key[chosen], owner[chosen], cfg.max_bucket)]
+            for apart in range(1, cfg.max_bucket):
+                a, b = chosen[:-apart], chosen[apart:]
+                together = key[a] == key[b]
+                if not together.any():
+                    break
+                a, b = a[together], b[together]
+                a, b = a[near := video[owner[a]] != video[owner[b]]], b[near]
+                near = _near(looks[a], moves[a], looks[b], moves[b], cfg)
+                found.append(np.unique(owner[a[near]] * rows + owner[b[near]]))
+    pairs = np.unique(np.concatenate(found))
+    return list(zip((pairs // rows).tolist(), (pairs % rows).tolist(), strict=True))
+
+
+def _common(key: np.ndarray, owner: np.ndarray, most: int) -> np.ndarray:
+    """Of sorted keys: one entry per row, of keys that several rows share, but no more than ``most`` (else it is
+    black, a title, an empty wall)."""
+    fresh = np.ones(len(key), bool)
+    fresh[1:] = (key[1:] != key[:-1]) | (owner[1:] != owner[:-1])
+    kept = np.flatnonzero(fresh)
+    _, group, sizes = np.unique(key[kept], return_inverse=True, return_counts=True)
+    return kept[(sizes[group] > 1) & (sizes[group] <= most)] if len(kept) else kept
+
+
+def _near(la: np.ndarray, ma: np.ndarray, lb: np.ndarray, mb: np.ndarray, cfg: DedupConfig) -> np.ndarray:
+    """Whether single pairs could belong to copies: their key's bits are equal, so the others differ less than usual."""
+    straight = np.bitwise_count(la ^ lb) <= _SINGLE * cfg.picture_bits
+    straight &= np.bitwise_count(ma ^ mb) <= _SINGLE * cfg.motion_bits
+    turned = np.bitwise_count(la ^ lb ^ _ODD) <= _SINGLE * cfg.picture_bits
+    turned &= np.bitwise_count(ma ^ mb ^ _ODD) <= _SINGLE * cfg.motion_bits
+    return np.asarray(straight | turned)
 
 
 def _best(links: list[tuple[int, int]], clips: pa.Table, ids: list[str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, FPS, VIDEOS
 from curation.config import CurationConfig
 from curation.decide import decide_clips
-from curation.report_charts import WhatIf, histogram, what_if
+from curation.report_charts import WhatIf, failed_rules, histogram, only_this, what_if
 from curation.rules import rules
 
 _SHEET = 6  # borderline clips shown per rule
@@ -59,7 +59,7 @@ def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str
     """The page as text; see :func:`write_report`."""
     hours = _hours(clips)
     verdicts = np.asarray(clips["verdict"].to_pylist(), dtype=object)
-    codes = [[r.split(":")[0] for r in reasons or []] for reasons in clips["reasons"].to_pylist()]
+    codes = failed_rules(clips)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("curation", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -67,7 +67,7 @@ def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str
         tiles=_tiles(videos, verdicts, hours),
         funnel=_funnel(codes, verdicts, hours),
         histograms=_histograms(clips, cfg),
-        what_ifs=[w for w in _what_ifs(clips, cfg) if w.rows],
+        what_ifs=[w for w in _what_ifs(clips, codes, cfg) if w.rows],
         sheets=_sheets(clips, cfg),
         sources=_sources(videos, clips, verdicts, hours),
         errors=_errors(videos),
@@ -115,17 +115,14 @@ def _tiles(videos: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[di
     return tiles
 
 
-def _funnel(codes: list[list[str]], verdicts: np.ndarray, hours: np.ndarray) -> list[dict[str, Any]]:
+def _funnel(codes: dict[str, np.ndarray], verdicts: np.ndarray, hours: np.ndarray) -> list[dict[str, Any]]:
     """What is left after each rule, most costly first; a clip counts for the first rule in this order that it fails."""
     total = float(hours.sum()) or 1.0
-    cost: Counter[str] = Counter()
-    for row, names in enumerate(codes):
-        for name in set(names):
-            cost[name] += hours[row]
-    alive = np.ones(len(codes), bool)
+    cost = {name: float(hours[rows].sum()) for name, rows in codes.items()}
+    alive = np.ones(len(hours), bool)
     steps = [_step("all clips", alive, hours, total, "all", 0, 0.0)]
     for name, _ in sorted(cost.items(), key=lambda item: (item[0] == "sync_missing", -item[1])):
-        falls = alive & np.array([name in names for names in codes], bool)
+        falls = alive & codes[name]
         if falls.any():
             alive &= ~falls
             kind = "hold" if name == "sync_missing" else "reject"
@@ -163,9 +160,10 @@ def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
     return shown
 
 
-def _what_ifs(clips: pa.Table, cfg: CurationConfig) -> list[WhatIf]:
+def _what_ifs(clips: pa.Table, codes: dict[str, np.ndarray], cfg: CurationConfig) -> list[WhatIf]:
     keep = np.isin(decide_clips(clips, cfg)["verdict"].to_numpy(zero_copy_only=False).astype(str), ("keep", "hold"))
-    return [what_if(rule, clips, cfg, keep, _hours(clips)) for rule in rules(cfg) if np.isfinite(rule.limit)]
+    hours, finite = _hours(clips), [rule for rule in rules(cfg) if np.isfinite(rule.limit)]
+    return [what_if(rule, clips, only_this(rule.code, codes, len(hours)), keep, hours) for rule in finite]
 
 
 def _sheets(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:

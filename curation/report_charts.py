@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from markupsafe import Markup
 
-from curation.config import CurationConfig
 from curation.decide import judge, value
 from curation.rules import Rule
 
@@ -64,13 +64,15 @@ def histogram(values: np.ndarray, lines: list[tuple[float, str]]) -> Markup:
     return Markup(f'<svg viewBox="0 0 {_W} {_H}" role="img">{bars}{axis}{rules}{ends}</svg>')
 
 
-def what_if(rule: Rule, clips: pa.Table, cfg: CurationConfig, keep: np.ndarray, hours: np.ndarray) -> WhatIf:
-    """Clips and hours won or lost with other limits of one rule, all other rules as they are."""
+def what_if(rule: Rule, clips: pa.Table, only: np.ndarray, keep: np.ndarray, hours: np.ndarray) -> WhatIf:
+    """Clips and hours won or lost with other limits of one rule, all other rules as they are.
+
+    ``only``: the clips that this rule alone rejects (:func:`only_this`).
+    """
     none = np.zeros(clips.num_rows, bool)
     values, valid = value(clips, rule.column, none)
     now = np.zeros(clips.num_rows, bool)
     now[judge(rule, values, valid)[0]] = True
-    only = _only_this(rule, clips)
     rows: list[dict[str, str]] = []
     for limit in _others(rule):
         then = np.zeros(clips.num_rows, bool)
@@ -92,10 +94,26 @@ def _others(rule: Rule) -> list[float]:
     return [v for v in values if not ("%" in rule.sentence and v > 1)]
 
 
-def _only_this(rule: Rule, clips: pa.Table) -> np.ndarray:
-    """Clips that this rule alone rejects (a missing sync score, which only holds them, aside)."""
-    reasons = ([r for r in row or [] if not r.startswith("sync_missing:")] for row in clips["reasons"].to_pylist())
-    return np.array([len(row) == 1 and row[0].startswith(f"{rule.code}:") for row in reasons], bool)
+def failed_rules(clips: pa.Table) -> dict[str, np.ndarray]:
+    """Code of a rule → bool [clips]: which clips name it among their reasons."""
+    column = clips["reasons"].combine_chunks()
+    parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+    codes = pc.list_element(pc.split_pattern(pc.list_flatten(column), ":", max_splits=1), 0).dictionary_encode()
+    indices = codes.indices.to_numpy(zero_copy_only=False)
+    failed = {}
+    for number, code in enumerate(codes.dictionary.to_pylist()):
+        failed[code] = np.zeros(clips.num_rows, bool)
+        failed[code][parents[indices == number]] = True
+    return failed
+
+
+def only_this(code: str, failed: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Clips that one rule alone rejects (a missing sync score, which only holds them, aside)."""
+    alone = failed.get(code, np.zeros(count, bool)).copy()
+    for name, rows in failed.items():
+        if name not in (code, "sync_missing"):
+            alone &= ~rows
+    return alone
 
 
 def _signed(hours: float) -> str:

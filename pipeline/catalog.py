@@ -14,7 +14,7 @@ from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from pipeline import store
-from pipeline.curate import CurateSummary, count, publish, summarise
+from pipeline.summary import CurateSummary, count, publish, summarise
 from pipeline.tables import read, rewrite
 
 

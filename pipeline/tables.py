@@ -24,8 +24,6 @@ from pipeline import store
 HEAVY = ("tracks", "captions")
 LIGHT = [name for name in CLIPS.names if name not in HEAVY]
 DECIDED = ("duplicate_of", "tier", "verdict", "reasons")
-_SLICE = 100_000
-"""Rows decided at a time: sentences are made as Python strings, which are large."""
 
 Clips = Callable[[list[str]], Iterator[pa.Table]]
 """Gives the clips with these columns, piece by piece, always in the same pieces and the same order."""
@@ -38,17 +36,12 @@ def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.T
         clips: all columns, or :data:`LIGHT`.
     """
     if clips.num_rows and cfg.dedup.enabled:
-        clips = mark_duplicates(_decided(clips, cfg), cfg.dedup)
+        clips = mark_duplicates(decide_clips(clips, cfg), cfg.dedup)
     elif clips.num_rows:
         at = clips.schema.get_field_index("duplicate_of")
         clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, pa.string()))
-    clips = _decided(clips, cfg)
+    clips = decide_clips(clips, cfg)
     return decide_videos(videos, clips, cfg), clips
-
-
-def _decided(clips: pa.Table, cfg: CurationConfig) -> pa.Table:
-    starts = range(0, max(clips.num_rows, 1), _SLICE)
-    return pa.concat_tables([decide_clips(clips.slice(start, _SLICE), cfg) for start in starts])
 
 
 def write(out: str, videos: pa.Table, clips: Clips, cfg: CurationConfig, rows: int) -> tuple[pa.Table, pa.Table]:
