@@ -109,6 +109,30 @@ REGISTRY: tuple[WeightFile, ...] = (
         "model.safetensors",
     ),
     WeightFile(
+        "wav2vec2-base-960h-config",
+        "its configuration",
+        "wav2vec2-base-960h/config.json",
+        "Apache-2.0",
+        "facebook/wav2vec2-base-960h",
+        "config.json",
+    ),
+    WeightFile(
+        "chinese-wav2vec2-base",
+        "wav2vec2: audio features of the `flash` variant",
+        "chinese-wav2vec2-base/pytorch_model.bin",
+        "MIT",
+        "TencentGameMate/chinese-wav2vec2-base",
+        "pytorch_model.bin",
+    ),
+    WeightFile(
+        "chinese-wav2vec2-base-config",
+        "its configuration",
+        "chinese-wav2vec2-base/config.json",
+        "MIT",
+        "TencentGameMate/chinese-wav2vec2-base",
+        "config.json",
+    ),
+    WeightFile(
         "syncnet-v2",
         "SyncNet v2: audio-visual sync confidence and offset",
         "syncnet/syncnet_v2.model",
@@ -184,7 +208,8 @@ def locate(what: str, configured: str | None) -> Path:
 
     Args:
         what: for the message, e.g. ``"the Wan VAE (codec.path)"``.
-        configured: a local path, or ``weights:PATH`` for one below the weights folder.
+        configured: a local path, ``weights:PATH`` for one below the weights folder, or a hub id: ``hub:ORG/NAME`` for
+            a whole repository, ``hub:ORG/NAME/FILE`` for one file of it (downloaded into the hub's own cache).
 
     Raises:
         MissingWeights: nothing configured, or nothing there; the sentence says how to get it.
@@ -192,10 +217,29 @@ def locate(what: str, configured: str | None) -> Path:
     remedy = "`python cli.py weights list` says where it comes from, `weights fetch` downloads it"
     if not configured:
         raise MissingWeights(f"No file is configured for {what}; {remedy}.")
+    if configured.startswith("hub:"):
+        return _from_hub(what, configured.removeprefix("hub:"))
     path = resolve(configured)
     if not path.exists():
         raise MissingWeights(f"{what} is not at {path}; {remedy}, or set its configuration key to a local path.")
     return path
+
+
+def _from_hub(what: str, name: str) -> Path:
+    """A repository or a file of it, through huggingface_hub's cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    parts = name.split("/", 2)
+    if len(parts) < 2 or not all(parts):
+        raise EchoForgeError(f"{what}: 'hub:{name}' is not of the form hub:ORG/NAME or hub:ORG/NAME/FILE.")
+    repo = "/".join(parts[:2])
+    try:
+        return Path(hf_hub_download(repo, parts[2]) if len(parts) == 3 else snapshot_download(repo))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise MissingWeights(
+            f"{what} could not be had from the hub ({repo}: {reason}); download it by hand and configure its local path."
+        ) from error
 
 
 def check(file: WeightFile, path: Path) -> str:

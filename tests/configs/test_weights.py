@@ -21,6 +21,25 @@ def test_missing_files_say_how_to_get_them(tmp_path: Path, monkeypatch: pytest.M
     assert weights.locate("it", "weights:here.bin") == tmp_path / "here.bin"
 
 
+def test_hub_ids_are_looked_up_and_fail_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    file = tmp_path / "vae.pth"
+    file.write_bytes(b"x")
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a: asked.append(a) or str(file))
+    assert weights.locate("it", "hub:org/name/sub/vae.pth") == file and asked == [("org/name", "sub/vae.pth")]
+    with pytest.raises(EchoForgeError, match="hub:ORG/NAME"):
+        weights.locate("it", "hub:justaname")
+
+    def unreachable(*_: str) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(MissingWeights, match="by hand"):
+        weights.locate("it", "hub:org/name")
+
+
 def test_fetch_keeps_nothing_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path / "w"))
     source = tmp_path / "source.bin"
