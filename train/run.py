@@ -172,6 +172,8 @@ class _Run:
                 reason = loop.run(stage, method)
             except _Pause:
                 return False
+            except _EarlyEnd as end:
+                reason = str(end)
         if reason is not None:
             self.log.say(f"stage '{stage.name}' ends early at step {progress.step}: {reason}")
             self.log.write("early_end", progress.step, {"stage": stage.name, "reason": reason})
@@ -197,13 +199,13 @@ class _Run:
             self.log.progress(step, stage.last, stage.name, values.get("loss", float("nan")), rate)
         every = self.cfg.log.validate_every
         if every and step % every == 0 and step < stage.last:
-            self._validate(stage.name)
+            self._validate(stage.name, during=True)
         if step < stage.last and (step >= until or self._stop.is_set()):
             raise _Pause
         if self.cfg.checkpoint.every and step % self.cfg.checkpoint.every == 0 and step < stage.last:
             self._commit(None)
 
-    def _validate(self, stage: str) -> None:
+    def _validate(self, stage: str, during: bool = False) -> None:
         if self.validation is None:
             return
         losses = self.validation.losses()
@@ -213,11 +215,8 @@ class _Run:
         self.log.write("validation", step, {"stage": stage, **losses, "loss_ema": averaged})
         self.log.say(f"held-out loss {losses['loss']:.4f} (average of weights: {averaged:.4f}) at step {step}")
         limit = self.cfg.objective.negative.ratio_stop
-        if self._base_loss is not None and limit and losses["loss"] > limit * self._base_loss:
-            raise EchoForgeError(
-                f"stage '{stage}' raised the held-out loss from {self._base_loss:.4f} to {losses['loss']:.4f}, more than "
-                f"objective.negative.ratio_stop allows; lower its lr or objective.negative.weight and run it again."
-            )
+        if during and self._base_loss is not None and limit and losses["loss"] > limit * self._base_loss:
+            raise _EarlyEnd(f"the held-out loss rose from {self._base_loss:.4f} to {losses['loss']:.4f}")
 
     # ---- objectives -----------------------------------------------------------------------------------------------
 
@@ -258,7 +257,7 @@ class _Run:
         if cfg.reference == "model":
             return None, network()
         key = strict.digest([checkpoint.digest(path, kind), cfg.draws, cfg.t_min, cfg.t_max, self.cfg.objective.shift,
-                             sorted(by_id)])  # fmt: skip
+                             sorted((name, *(n.frames or ())) for name, n in by_id.items())])  # fmt: skip
         table = negatives.folder(self.out, str(stage.source)) / negatives.CACHE_FOLDER / f"{key}.parquet"
 
         def compute() -> None:
@@ -338,6 +337,10 @@ class _Run:
                 )
 
 
+class _EarlyEnd(Exception):
+    """Raised inside a step's report: the stage does harm; the message says what."""
+
+
 class _Pause(Exception):
     """Raised inside a step's report to leave the loop; the state is whole."""
 
@@ -358,10 +361,12 @@ def _build(model_cfg: ModelConfig, cfg: TrainConfig, seed: int, new: bool) -> Ec
 
 
 def _optimizer(network: torch.nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in named if p.dim() >= 2 and not name.endswith("modulation")]
+    kept = [p for name, p in named if p.dim() < 2 or name.endswith("modulation")]
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": cfg.optim.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.optim.weight_decay},
+        {"params": kept, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, eps=cfg.optim.eps)
 
