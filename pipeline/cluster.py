@@ -215,7 +215,7 @@ class _Pool:
         self.target, self.counted = 0, -math.inf
 
     def work(self) -> None:
-        while len(self.schedule) or self.busy:
+        while len(self.schedule) or self._in_flight():  # a worker that is only starting is not waited for
             self._grow()
             self._dispatch()
             ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=1.0)
@@ -224,11 +224,14 @@ class _Pool:
             for ref in ready:
                 self._receive(self.busy.pop(ref))
             self._enforce_budgets()
-            self.schedule.tick(sum(bool(r.batch) for r in self.busy.values()), len(self.busy) + len(self.idle))
+            self.schedule.tick(self._in_flight(), len(self.busy) + len(self.idle))
 
     def close(self) -> None:
         for running in [*self.busy.values(), *self.idle]:
             self.ray.kill(running.actor, no_restart=True)
+
+    def _in_flight(self) -> int:
+        return sum(bool(running.batch) for running in self.busy.values())
 
     def _grow(self) -> None:
         if time.monotonic() - self.counted > 5.0:
@@ -267,8 +270,7 @@ class _Pool:
 
     def _dispatch(self) -> None:
         while self.idle:
-            in_flight = sum(bool(r.batch) for r in self.busy.values())
-            batch = self.schedule.take(in_flight, max(1, self.target))
+            batch = self.schedule.take(self._in_flight(), max(1, self.target))
             if not batch:
                 return
             running = self.idle.pop()

@@ -221,6 +221,7 @@ class Schedule:
         self._released = released or set()
         self._losses: dict[str, int] = {}
         self._tried: set[str] = set()
+        self._running = 0, 0
         self._in_a_row = 0
         self._cap = 1
         self._seconds = self._cost = 0.0
@@ -265,7 +266,7 @@ class Schedule:
         for trouble in receipt.failed:
             self._fail(by_id[trouble.unit], trouble, self.suspects)
         if self.watcher:
-            self.watcher.update(receipt, -1, -1)
+            self.watcher.update(receipt, *self._running)
 
     def died(self, batch: list[Unit], cause: str, detail: str, *, crashed: bool) -> None:
         """The process of ``batch`` is gone. ``crashed``: by itself, not by its time budget."""
@@ -293,6 +294,7 @@ class Schedule:
 
     def tick(self, in_flight: int, workers: int) -> None:
         """Let the watcher look."""
+        self._running = in_flight, workers
         if self.watcher:
             self.watcher.update(None, in_flight, workers)
 

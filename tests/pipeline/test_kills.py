@@ -178,6 +178,6 @@ def test_a_node_that_dies_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: 
     finally:
         ray.shutdown()
         cluster.shutdown()
-    assert outcome.quarantined == [] and max(seen) == 3
+    assert outcome.quarantined == [] and max(seen) >= 3
     rows = sorted(n for table in ledger.read("squares") for n in table["number"].to_pylist())
     assert rows == list(range(300))
