@@ -31,6 +31,8 @@ from pipeline.ledger import Ledger, Unit, code_version
 
 _GRACE_S = 30.0
 """The driver kills a worker that is so much over its budget: its own timer must have failed."""
+_GROWN = 1.25
+"""A worker above its memory share is replaced only when it grew so much: one that starts large would start so again."""
 _STARTS = 3
 """So many workers in a row that die while they start end the run."""
 
@@ -192,6 +194,7 @@ class _Running:
     node: str = ""
     batch: list[Unit] = field(default_factory=list)
     since: float = 0.0
+    first: int = 0  # resident bytes after its first batch
     killed: bool = False  # by the driver, for exceeding its budget
 
     @property
@@ -286,7 +289,8 @@ class _Pool:
             return
         if isinstance(answer, Receipt):
             batch, running.batch = running.batch, []
-            if answer.memory > self.share.memory_mb * 2**20:
+            running.first = running.first or answer.memory
+            if answer.memory > max(self.share.memory_mb * 2**20, _GROWN * running.first):
                 self.ray.kill(running.actor, no_restart=True)  # it grew: the next one starts small
             else:
                 self.idle.append(running)

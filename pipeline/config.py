@@ -13,7 +13,7 @@ class WorkerShare:
     count: int  # 0: as many as fit
     cpus: float
     gpus: float  # fractions share one GPU
-    memory_mb: int  # a worker above it is replaced after its unit
+    memory_mb: int  # a worker that grows above it is replaced after its unit
     memory_limit_mb: int  # a worker above it is stopped at once and its unit retried alone
 
 

@@ -76,6 +76,7 @@ def curate(
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline
     backends.check_files(cfg)
+    store.sweep(out)
     found = expand(sources, cfg)[:limit]
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
     _tell_changes(out, ledger, quiet)

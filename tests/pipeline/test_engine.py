@@ -128,3 +128,23 @@ def _no_ray_left() -> Iterator[None]:
         import ray
 
         assert not ray.is_initialized()
+
+
+def test_the_cluster_files_of_the_documentation_name_commands_that_exist() -> None:
+    import shlex
+
+    import yaml
+    from typer.testing import CliRunner
+
+    import cli
+
+    folder = Path(__file__).resolve().parents[2] / "docs" / "cluster"
+    cluster = yaml.safe_load((folder / "ray-cluster.yaml").read_text())
+    assert cluster["head_node_type"] in cluster["available_node_types"]
+    job = yaml.safe_load((folder / "kuberay-job.yaml").read_text())
+    program, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert program == "echoforge"
+    assert CliRunner().invoke(cli.app, [*arguments, "--help"]).exit_code == 0
+    for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
+        for container in group["template"]["spec"]["containers"]:
+            assert container["resources"]["limits"]["memory"].endswith("Gi")
