@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ PUPPETS = 96  # enough for a network of 3 M parameters to learn that mouths foll
 FITTING = 48  # puppets that only the small SyncNet sees
 FITTING_SEED = 1_000_003  # another world than the demo's corpus
 LOSS_BAR = 0.6  # held-out loss at the end over its start
-PICTURES = 4  # held-out puppets that are animated from their first frame
+PICTURES = 4  # puppets of the training split that are animated from their first frame
 DUBBED = 2  # held-out puppets that get another one's voice
 
 STATEMENT = (
@@ -159,8 +159,13 @@ class _Measured:
 def _generate(
     out: Path, run: Path, dataset: str, catalog: str, truth: dict[str, dict[str, Any]], config: Config
 ) -> tuple[list[Generated], list[_Measured]]:
-    """Animate held-out puppets; dub held-out puppets with another one's voice."""
-    held = _held_out(dataset, catalog, truth)
+    """Animate puppets that training saw; dub held-out ones with another one's voice.
+
+    A network that trained for minutes on a hundred puppets cannot invent the other side of a face that it never saw;
+    held-out puppets are what the held-out loss is for.
+    """
+    held = _clean(dataset, catalog, truth, ("test", "val", "negatives"))
+    seen = _clean(dataset, catalog, truth, ("train",))
     if len(held) < 2:
         raise EchoForgeError("fewer than two clean held-out puppets; make more with --puppets.")
     length = max(config.pipeline.buckets.lengths)
@@ -169,7 +174,7 @@ def _generate(
     folder.mkdir(exist_ok=True)
     cards: list[Generated] = []
     measured: list[_Measured] = []
-    jobs = [("i2v", name, name) for name in held[:PICTURES]]
+    jobs = [("i2v", name, name) for name in seen[:PICTURES]]
     jobs += [("lip_sync", name, held[(i + 1) % len(held)]) for i, name in enumerate(held[-DUBBED:])]
     for number, (task, person, voice) in enumerate(jobs):
         source, target = out / "videos" / person, folder / f"{task}-{Path(person).stem}.mp4"
@@ -184,15 +189,15 @@ def _generate(
     return cards, measured
 
 
-def _held_out(dataset: str, catalog: str, truth: dict[str, dict[str, Any]]) -> list[str]:
-    """Clean puppets that training never saw, test before val."""
+def _clean(dataset: str, catalog: str, truth: dict[str, dict[str, Any]], splits: Sequence[str]) -> list[str]:
+    """Clean puppets of the given splits, in their order."""
     index = pq.read_table(Path(dataset) / INDEX_FILE, columns=["video_id", "split"]).to_pandas()
     names = pq.read_table(Path(catalog) / "videos", columns=["video_id", "source_uri"]).to_pandas()
     names["file"] = names["source_uri"].map(lambda uri: Path(uri).name)
     joined = index.drop_duplicates("video_id").merge(names, on="video_id")
     chosen = [
         str(file)
-        for split in ("test", "val", "negatives")
+        for split in splits
         for file in sorted(joined[joined["split"] == split]["file"])
         if file in truth and not truth[file]["fault"]
     ]
@@ -238,7 +243,9 @@ def _card(
 ) -> Generated:
     title = {"i2v": "i2v: a picture that speaks", "lip_sync": "lip_sync: another voice for a video"}[task]
     given = (
-        "the first frame and its own sound" if task == "i2v" else f"everything but the mouth, and the sound of {voice}"
+        "the first frame of a puppet that training saw, and its own sound"
+        if task == "i2v"
+        else f"everything but the mouth of a held-out puppet, and the sound of {voice}"
     )
     return Generated(
         title,

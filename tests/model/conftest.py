@@ -36,7 +36,9 @@ def full_cfg() -> Callable[[Variant], TransformerConfig]:
 def tiny_cfg() -> Callable[[Variant], TransformerConfig]:
     def make(variant: Variant) -> TransformerConfig:
         cfg = strict.build(TransformerConfig, read_preset("tiny")["transformer"])
-        return dataclasses.replace(cfg, variant=variant, dim=48, ffn_dim=64, num_heads=2, num_layers=2)
+        return dataclasses.replace(
+            cfg, variant=variant, dim=48, ffn_dim=64, num_heads=2, num_layers=2, patch_size=(1, 2, 2)
+        )
 
     return make
 

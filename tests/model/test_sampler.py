@@ -118,7 +118,7 @@ def test_samples_depend_on_their_seed_and_not_on_their_batch() -> None:
     from configs import schema
 
     config = schema.load("tiny").model
-    net = replace(config.transformer, dim=48, ffn_dim=64, num_heads=2, num_layers=2)
+    net = replace(config.transformer, dim=48, ffn_dim=64, num_heads=2, num_layers=2, patch_size=(1, 2, 2))
     network = EchoMimicTransformer(net)
     torch.manual_seed(0)
     for parameter in network.parameters():
