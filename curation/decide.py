@@ -23,6 +23,7 @@ _FLAG_KINDS = {
     "logo": "a logo",
     "scene": "text",
 }
+_BEST = ("keep", "hold", "reject", "error")
 TIERS = ("strict", "standard")
 _SLICE = 100_000
 """Rows decided at a time: sentences are Python strings on their way, which are large."""
@@ -82,29 +83,37 @@ def decide_videos(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> pa.
 
     ``clips`` has been decided already. A video without clips is rejected, with the reasons found at analysis if any.
     """
-    known: dict[tuple[str, str], dict[str, list[str]]] = {}
-    verdicts, why = clips["verdict"].to_pylist(), clips["reasons"].to_pylist()
-    for key, verdict, reason in zip(_keys(clips), verdicts, why, strict=True):
-        known.setdefault(key, {}).setdefault(verdict, []).extend(reason or [])
-    out_verdict, out_reasons = [], []
-    for key, verdict, old in zip(
-        _keys(videos), videos["verdict"].to_pylist(), videos["reasons"].to_pylist(), strict=True
-    ):
-        mine = known.get(key)
-        if verdict == "error":
-            out_verdict.append("error")
-            out_reasons.append(old or [])
-            continue
-        best = next((v for v in ("keep", "hold", "reject", "error") if mine and v in mine), "reject")
-        out_verdict.append(best)
-        if mine:
-            out_reasons.append([] if best == "keep" else list(dict.fromkeys(mine[best])))
-        else:
-            out_reasons.append(old or [_no_clip(cfg)])
-    return _with(
-        videos,
-        {"verdict": pa.array(out_verdict, pa.string()), "reasons": pa.array(out_reasons, pa.list_(pa.string()))},
-    )
+    count = videos.num_rows
+    owner = pc.fill_null(pc.index_in(_keys(clips), value_set=_keys(videos)), -1).to_numpy(zero_copy_only=False)
+    rank = pc.index_in(clips["verdict"], value_set=pa.array(_BEST)).to_numpy(zero_copy_only=False)
+    best = np.full(count, len(_BEST))
+    np.minimum.at(best, owner[owner >= 0], rank[owner >= 0])
+    without, best[best == len(_BEST)] = best == len(_BEST), _BEST.index("reject")
+    error = _strings(videos["verdict"]) == "error"
+    telling = (owner >= 0) & (rank == best[owner]) & (rank > 0) & ~error[owner]
+    fixed = {int(row): old or [_no_clip(cfg)] for row, old in _some(videos["reasons"], without & ~error)}
+    fixed |= {int(row): old or [] for row, old in _some(videos["reasons"], error)}
+    reasons = _lists(count, _distinct(clips["reasons"], owner, telling), fixed)
+    verdict = np.where(error, "error", np.array(_BEST, dtype=object)[best])
+    return _with(videos, {"verdict": pa.array(verdict, pa.string()), "reasons": reasons})
+
+
+def _some(column: pa.ChunkedArray, wanted: np.ndarray) -> list[tuple[int, Any]]:
+    at = np.flatnonzero(wanted)
+    return list(zip(at.tolist(), column.take(pa.array(at)).to_pylist(), strict=True))
+
+
+def _distinct(reasons: pa.ChunkedArray, owner: np.ndarray, wanted: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Reasons of the wanted clips by owner, each once for an owner, in the order of the clips."""
+    column = reasons.combine_chunks()
+    of = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)
+    chosen = np.flatnonzero(wanted[of])
+    texts = pc.list_flatten(column).take(pa.array(chosen)).dictionary_encode()
+    codes = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    rows = owner[of[chosen]].astype(np.int64)
+    _, first = np.unique(rows * (len(texts.dictionary) + 1) + codes, return_index=True)
+    first.sort()
+    return [(rows[first], texts.dictionary.take(pa.array(codes[first])).to_numpy(zero_copy_only=False))]
 
 
 def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
@@ -254,8 +263,9 @@ def _lists(rows: int, reasons: list[tuple[np.ndarray, np.ndarray]], fixed: dict[
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(text[order], pa.string()))
 
 
-def _keys(table: pa.Table) -> list[tuple[str, str]]:
-    return list(zip(table["video_id"].to_pylist(), table["source_uri"].to_pylist(), strict=True))
+def _keys(table: pa.Table) -> pa.ChunkedArray:
+    """One text per video as it was given: content and name."""
+    return pc.binary_join_element_wise(pc.fill_null(table["video_id"], ""), pc.fill_null(table["source_uri"], ""), "\n")
 
 
 def _no_clip(cfg: CurationConfig) -> str:

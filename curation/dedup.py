@@ -84,7 +84,7 @@ def find_duplicates(clips: pa.Table, cfg: DedupConfig) -> dict[str, str]:
         return {}
     ids = clips["clip_id"].to_pylist()
     looks, moves, first = _pairs(clips["phash"])
-    _, video = np.unique(np.array(clips["video_id"].to_pylist(), dtype=str), return_inverse=True)
+    video = clips["video_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     links: list[tuple[int, int]] = []
     for a, b in _candidates(looks, moves, first, video, cfg):
         if ids[a] != ids[b] and same(looks[first[a] : first[a + 1]], moves[first[a] : first[a + 1]],
@@ -101,7 +101,7 @@ def mark_duplicates(clips: pa.Table, cfg: DedupConfig) -> pa.Table:
     ids = clips["clip_id"].to_pylist()
     found = find_duplicates(clips, cfg)
     values: list[str | None] = [found.get(i) for i in ids]
-    if cfg.enabled:
+    if cfg.enabled and pyarrow.compute.count_distinct(clips["clip_id"]).as_py() < len(ids):
         uris = clips["source_uri"].to_pylist()
         owner: dict[str, int] = {}
         for row in sorted(range(len(ids)), key=lambda r: (uris[r] or "", r)):
@@ -152,37 +152,39 @@ def _candidates(
     looks: np.ndarray, moves: np.ndarray, first: np.ndarray, video: np.ndarray, cfg: DedupConfig
 ) -> list[tuple[int, int]]:
     """Pairs of rows of different videos that share a key where all their bits are near, too."""
-    owner = np.repeat(np.arange(len(first) - 1, dtype=np.int64), np.diff(first))
-    rows = np.int64(len(first))
+    owner = np.repeat(np.arange(len(first) - 1, dtype=np.int32), np.diff(first))
+    rows, edges = np.int64(len(first)), np.linspace(1, 2**32, cfg.partitions + 1).astype(np.uint64)
     found = [np.zeros(0, np.int64)]
     for band in ((0, 1, 2), (1, 2, 3)):
-        key = np.concatenate([_key(looks[s : s + _CHUNK], moves[s : s + _CHUNK], band)
-                              for s in range(0, max(len(looks), 1), _CHUNK)])  # fmt: skip
-        for p in range(cfg.partitions):
-            chosen = np.flatnonzero((key % np.uint32(cfg.partitions) == p) & (key != 0))
-            chosen = chosen[np.lexsort((owner[chosen], key[chosen]))]
-            chosen = chosen[_common(key[chosen], owner[chosen], cfg.max_bucket)]
-            for apart in range(1, cfg.max_bucket):
-                a, b = chosen[:-apart], chosen[apart:]
-                together = key[a] == key[b]
-                if not together.any():
-                    break
-                a, b = a[together], b[together]
-                a, b = a[near := video[owner[a]] != video[owner[b]]], b[near]
+        starts = range(0, max(len(looks), 1), _CHUNK)
+        key = np.concatenate([_key(looks[s : s + _CHUNK], moves[s : s + _CHUNK], band) for s in starts])
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            at = np.flatnonzero((key >= low) & (key < high))
+            # Pairs come in the order of their rows, so sorting (key, pair) sorts by key, then by row.
+            order = np.sort((key[at].astype(np.uint64) << np.uint64(32)) | at.astype(np.uint64))
+            shared, at = (order >> np.uint64(32)).astype(np.uint32), (order & np.uint64(2**32 - 1)).astype(np.int64)
+            kept, longest = _common(shared, owner[at], cfg.max_bucket)
+            shared, at = shared[kept], at[kept]
+            for apart in range(1, longest):
+                together = np.flatnonzero(shared[:-apart] == shared[apart:])
+                a, b = at[together], at[together + apart]
                 near = _near(looks[a], moves[a], looks[b], moves[b], cfg)
-                found.append(np.unique(owner[a[near]] * rows + owner[b[near]]))
+                a, b = owner[a[near]].astype(np.int64), owner[b[near]].astype(np.int64)
+                found.append((a * rows + b)[video[a] != video[b]])
     pairs = np.unique(np.concatenate(found))
     return list(zip((pairs // rows).tolist(), (pairs % rows).tolist(), strict=True))
 
 
-def _common(key: np.ndarray, owner: np.ndarray, most: int) -> np.ndarray:
+def _common(key: np.ndarray, owner: np.ndarray, most: int) -> tuple[np.ndarray, int]:
     """Of sorted keys: one entry per row, of keys that several rows share, but no more than ``most`` (else it is
-    black, a title, an empty wall)."""
+    black, a title, an empty wall). With it, in how many rows the commonest of them is."""
     fresh = np.ones(len(key), bool)
     fresh[1:] = (key[1:] != key[:-1]) | (owner[1:] != owner[:-1])
     kept = np.flatnonzero(fresh)
-    _, group, sizes = np.unique(key[kept], return_inverse=True, return_counts=True)
-    return kept[(sizes[group] > 1) & (sizes[group] <= most)] if len(kept) else kept
+    begins = np.flatnonzero(np.concatenate([[True], np.diff(key[kept]) != 0])) if len(kept) else kept
+    sizes = np.diff(np.append(begins, len(kept)))
+    wanted = (sizes > 1) & (sizes <= most)
+    return kept[np.repeat(wanted, sizes)], int(sizes[wanted].max(initial=0))
 
 
 def _near(la: np.ndarray, ma: np.ndarray, lb: np.ndarray, mb: np.ndarray, cfg: DedupConfig) -> np.ndarray:

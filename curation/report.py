@@ -22,7 +22,6 @@ from PIL import Image
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, FPS, VIDEOS
 from curation.config import CurationConfig
-from curation.decide import decide_clips
 from curation.report_charts import WhatIf, failed_rules, histogram, only_this, what_if
 from curation.rules import rules
 
@@ -161,7 +160,7 @@ def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
 
 
 def _what_ifs(clips: pa.Table, codes: dict[str, np.ndarray], cfg: CurationConfig) -> list[WhatIf]:
-    keep = np.isin(decide_clips(clips, cfg)["verdict"].to_numpy(zero_copy_only=False).astype(str), ("keep", "hold"))
+    keep = pc.is_in(clips["verdict"], pa.array(["keep", "hold"])).to_numpy(zero_copy_only=False)
     hours, finite = _hours(clips), [rule for rule in rules(cfg) if np.isfinite(rule.limit)]
     return [what_if(rule, clips, only_this(rule.code, codes, len(hours)), keep, hours) for rule in finite]
 
@@ -178,9 +177,10 @@ def _sheets(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
         if not bad.any():
             continue
         distance = np.where(np.isnan(values), np.inf, np.abs(values - rule.limit))
-        order = [int(i) for i in np.argsort(distance, kind="stable") if np.isfinite(distance[i])]
-        below = [i for i in order if bad[i]][: _SHEET // 2]
-        above = [i for i in order if not bad[i]][: _SHEET - len(below)]
+        order = np.argsort(distance, kind="stable")
+        order = order[np.isfinite(distance[order])]
+        below = order[bad[order]][: _SHEET // 2].tolist()
+        above = order[~bad[order]][: _SHEET - len(below)].tolist()
         sheets.append((int(bad.sum()), rule, below + above, values, bad))
     sheets.sort(key=lambda s: -s[0])
     return [
@@ -248,8 +248,8 @@ def _sources(videos: pa.Table, clips: pa.Table, verdicts: np.ndarray, hours: np.
 
 
 def _errors(videos: pa.Table) -> dict[str, Any]:
-    rows = [v for v in videos.to_pylist() if v["verdict"] == "error"]
-    return {"rows": rows[:_SHOWN_ERRORS], "more": max(0, len(rows) - _SHOWN_ERRORS)}
+    broken = videos.filter(pc.equal(videos["verdict"], "error"))
+    return {"rows": broken.slice(0, _SHOWN_ERRORS).to_pylist(), "more": max(0, broken.num_rows - _SHOWN_ERRORS)}
 
 
 def _held(clips: pa.Table) -> str | None:

@@ -35,13 +35,24 @@ def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.T
     Args:
         clips: all columns, or :data:`LIGHT`.
     """
-    if clips.num_rows and cfg.dedup.enabled:
-        clips = mark_duplicates(decide_clips(clips, cfg), cfg.dedup)
-    elif clips.num_rows:
-        at = clips.schema.get_field_index("duplicate_of")
-        clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, pa.string()))
+    at = clips.schema.get_field_index("duplicate_of")
+    clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, pa.string()))
     clips = decide_clips(clips, cfg)
+    if clips.num_rows and cfg.dedup.enabled:
+        clips = mark_duplicates(clips, cfg.dedup)
+        clips = _decided_again(clips, pc.is_valid(clips["duplicate_of"]).to_numpy(), cfg)
     return decide_videos(videos, clips, cfg), clips
+
+
+def _decided_again(clips: pa.Table, rows: np.ndarray, cfg: CurationConfig) -> pa.Table:
+    """``clips`` with only these rows decided again."""
+    again = decide_clips(clips.filter(pa.array(rows)), cfg)
+    take = np.arange(clips.num_rows)
+    take[rows] = clips.num_rows + np.arange(again.num_rows)
+    for name in DECIDED:
+        column = pa.chunked_array([*clips[name].chunks, *again[name].chunks]).combine_chunks().take(pa.array(take))
+        clips = clips.set_column(clips.schema.get_field_index(name), clips.schema.field(name), column)
+    return clips
 
 
 def write(out: str, videos: pa.Table, clips: Clips, cfg: CurationConfig, rows: int) -> tuple[pa.Table, pa.Table]:
