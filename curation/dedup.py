@@ -11,6 +11,7 @@ The join never holds the corpus's pairs at once: keys are handled in ``partition
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -158,7 +159,7 @@ def _candidates(
     for band in ((0, 1, 2), (1, 2, 3)):
         starts = range(0, max(len(looks), 1), _CHUNK)
         key = np.concatenate([_key(looks[s : s + _CHUNK], moves[s : s + _CHUNK], band) for s in starts])
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in pairwise(edges):
             at = np.flatnonzero((key >= low) & (key < high))
             # Pairs come in the order of their rows, so sorting (key, pair) sorts by key, then by row.
             order = np.sort((key[at].astype(np.uint64) << np.uint64(32)) | at.astype(np.uint64))

@@ -33,13 +33,15 @@ def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.T
     """Verdicts of both tables. Decided once before duplicates are marked, so that the copy that stays is a kept one.
 
     Args:
-        clips: all columns, or :data:`LIGHT`.
+        clips: :data:`LIGHT` columns. Their hashes come back empty.
     """
     at = clips.schema.get_field_index("duplicate_of")
     clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, pa.string()))
     clips = decide_clips(clips, cfg)
     if clips.num_rows and cfg.dedup.enabled:
         clips = mark_duplicates(clips, cfg.dedup)
+        at = clips.schema.get_field_index("phash")  # most of the light bytes, and not needed any more
+        clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, clips.schema.field(at).type))
         clips = _decided_again(clips, pc.is_valid(clips["duplicate_of"]).to_numpy(), cfg)
     return decide_videos(videos, clips, cfg), clips
 
@@ -142,9 +144,18 @@ def _read(url: str, columns: list[str]) -> pa.Table:
 
 
 def _concat(pieces: Iterable[pa.Table], columns: list[str]) -> pa.Table:
+    """One table, each column in one piece; columns are joined one by one, so that no two copies of all exist."""
     schema = pa.schema([CLIPS.field(name) for name in columns])
     tables = [piece.select(columns).cast(schema) for piece in pieces]
-    return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
+    if not tables:
+        return schema.empty_table()
+    joined = []
+    for field in schema:
+        chunks = [chunk for table in tables for chunk in table[field.name].chunks]
+        joined.append(pa.chunked_array(chunks, field.type).combine_chunks())
+        del chunks
+        tables = [table.drop_columns(field.name) for table in tables]
+    return pa.Table.from_arrays(joined, schema=schema)
 
 
 def _with_verdicts(clips: Clips, light: pa.Table) -> Iterator[pa.Table]:
