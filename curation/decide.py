@@ -162,12 +162,17 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
     return results
 
 
-def judge(rule: Rule, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that fail, and their sentences."""
+def fails(rule: Rule, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Numbers of the rows whose measured value breaks a rule."""
     with np.errstate(invalid="ignore"):
         measured = np.abs(values) if rule.op == "abs<=" else values
         bad = (measured < rule.limit) if rule.op == ">=" else (measured > rule.limit)
-    bad = np.flatnonzero(bad & valid)
+    return np.flatnonzero(bad & valid)
+
+
+def judge(rule: Rule, values: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that fail, and their sentences."""
+    bad = fails(rule, values, valid)
     form = f"{rule.code}: {rule.sentence}"
     sentences = [form.format(value=v, limit=rule.limit) for v in values[bad].tolist()]
     if rule.null is not None and not valid.all():

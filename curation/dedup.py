@@ -27,8 +27,7 @@ from curation.operators import ClipContext, FrameNeed, Picture, Span
 _LOW = 8  # coefficients per axis
 _SIDE = 32  # DCT size, as ImageHash uses it
 _ODD = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in range(_LOW) for c in range(1, _LOW, 2)))
-_CHUNK = 1 << 22
-_SINGLE = 1.0  # of the mean distance allowed to copies: at least one of their pairs is no farther than the mean
+_CHUNK = 1 << 20
 _QUIET = 0.35  # grey levels: below it a change is noise and its signs say nothing
 
 
@@ -83,15 +82,14 @@ def find_duplicates(clips: pa.Table, cfg: DedupConfig) -> dict[str, str]:
     """
     if not cfg.enabled or clips.num_rows < 2:
         return {}
-    ids = clips["clip_id"].to_pylist()
     looks, moves, first = _pairs(clips["phash"])
     video = clips["video_id"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
     links: list[tuple[int, int]] = []
     for a, b in _candidates(looks, moves, first, video, cfg):
-        if ids[a] != ids[b] and same(looks[first[a] : first[a + 1]], moves[first[a] : first[a + 1]],
-                looks[first[b] : first[b + 1]], moves[first[b] : first[b + 1]], cfg):  # fmt: skip
+        one, other = slice(first[a], first[a + 1]), slice(first[b], first[b + 1])
+        if same(looks[one], moves[one], looks[other], moves[other], cfg):
             links.append((a, b))
-    return _best(links, clips, ids)
+    return _best(links, clips)
 
 
 def mark_duplicates(clips: pa.Table, cfg: DedupConfig) -> pa.Table:
@@ -99,16 +97,17 @@ def mark_duplicates(clips: pa.Table, cfg: DedupConfig) -> pa.Table:
 
     Of rows with one clip_id the one with the smallest source_uri stays; the others are copies of their own clip_id.
     """
-    ids = clips["clip_id"].to_pylist()
     found = find_duplicates(clips, cfg)
-    values: list[str | None] = [found.get(i) for i in ids]
-    if cfg.enabled and pyarrow.compute.count_distinct(clips["clip_id"]).as_py() < len(ids):
-        uris = clips["source_uri"].to_pylist()
+    ids = clips["clip_id"]
+    copies, originals = pa.array(found.keys(), pa.string()), pa.array(found.values(), pa.string())
+    column = originals.take(pyarrow.compute.index_in(ids, value_set=copies).combine_chunks())
+    if cfg.enabled and pyarrow.compute.count_distinct(ids).as_py() < len(ids):
+        values, names, uris = column.to_pylist(), ids.to_pylist(), clips["source_uri"].to_pylist()
         owner: dict[str, int] = {}
-        for row in sorted(range(len(ids)), key=lambda r: (uris[r] or "", r)):
-            if owner.setdefault(ids[row], row) != row:
-                values[row] = values[row] or ids[row]
-    column = pa.array(values, pa.string())
+        for row in sorted(range(len(names)), key=lambda r: (uris[r] or "", r)):
+            if owner.setdefault(names[row], row) != row:
+                values[row] = values[row] or names[row]
+        column = pa.array(values, pa.string())
     at = clips.schema.get_field_index("duplicate_of")
     return clips.set_column(at, "duplicate_of", column) if at >= 0 else clips.append_column("duplicate_of", column)
 
@@ -146,7 +145,7 @@ def _key(looks: np.ndarray, moves: np.ndarray, rows: tuple[int, ...]) -> np.ndar
     straight = (looks & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (moves & mask)
     turned = ((looks ^ _ODD) & mask) * np.uint64(0x9E3779B97F4A7C15) ^ ((moves ^ _ODD) & mask)
     key = (np.minimum(straight, turned) * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(32)
-    return np.where(moves == 0, 0, np.maximum(key, 1)).astype(np.uint32)
+    return np.where(moves == 0, 0, np.clip(key, 1, 2**32 - 2)).astype(np.uint32)
 
 
 def _candidates(
@@ -154,11 +153,13 @@ def _candidates(
 ) -> list[tuple[int, int]]:
     """Pairs of rows of different videos that share a key where all their bits are near, too."""
     owner = np.repeat(np.arange(len(first) - 1, dtype=np.int32), np.diff(first))
-    rows, edges = np.int64(len(first)), np.linspace(1, 2**32, cfg.partitions + 1).astype(np.uint64)
+    rows, edges = np.int64(len(first)), np.linspace(1, 2**32 - 1, cfg.partitions + 1).astype(np.uint32)
+    key = np.empty(len(looks), np.uint32)
     found = [np.zeros(0, np.int64)]
     for band in ((0, 1, 2), (1, 2, 3)):
-        starts = range(0, max(len(looks), 1), _CHUNK)
-        key = np.concatenate([_key(looks[s : s + _CHUNK], moves[s : s + _CHUNK], band) for s in starts])
+        for start in range(0, len(looks), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            key[part] = _key(looks[part], moves[part], band)
         for low, high in pairwise(edges):
             at = np.flatnonzero((key >= low) & (key < high))
             # Pairs come in the order of their rows, so sorting (key, pair) sorts by key, then by row.
@@ -169,7 +170,9 @@ def _candidates(
             for apart in range(1, longest):
                 together = np.flatnonzero(shared[:-apart] == shared[apart:])
                 a, b = at[together], at[together + apart]
-                near = _near(looks[a], moves[a], looks[b], moves[b], cfg)
+                near = _near(looks, a, b, cfg.picture_bits)
+                a, b = a[near], b[near]
+                near = _near(moves, a, b, cfg.motion_bits)
                 a, b = owner[a[near]].astype(np.int64), owner[b[near]].astype(np.int64)
                 found.append((a * rows + b)[video[a] != video[b]])
     pairs = np.unique(np.concatenate(found))
@@ -188,18 +191,18 @@ def _common(key: np.ndarray, owner: np.ndarray, most: int) -> tuple[np.ndarray, 
     return kept[np.repeat(wanted, sizes)], int(sizes[wanted].max(initial=0))
 
 
-def _near(la: np.ndarray, ma: np.ndarray, lb: np.ndarray, mb: np.ndarray, cfg: DedupConfig) -> np.ndarray:
-    """Whether single pairs could belong to copies: their key's bits are equal, so the others differ less than usual."""
-    straight = np.bitwise_count(la ^ lb) <= _SINGLE * cfg.picture_bits
-    straight &= np.bitwise_count(ma ^ mb) <= _SINGLE * cfg.motion_bits
-    turned = np.bitwise_count(la ^ lb ^ _ODD) <= _SINGLE * cfg.picture_bits
-    turned &= np.bitwise_count(ma ^ mb ^ _ODD) <= _SINGLE * cfg.motion_bits
-    return np.asarray(straight | turned)
+def _near(hashes: np.ndarray, a: np.ndarray, b: np.ndarray, bits: float) -> np.ndarray:
+    """Whether hashes could be those of copies, mirrored or not: their key's bits are equal, so the others are near.
+
+    The limit is that of the mean over a copy: at least one of its pairs is no farther than the mean.
+    """
+    apart = hashes[a] ^ hashes[b]
+    return np.asarray((np.bitwise_count(apart) <= bits) | (np.bitwise_count(apart ^ _ODD) <= bits))
 
 
-def _best(links: list[tuple[int, int]], clips: pa.Table, ids: list[str]) -> dict[str, str]:
+def _best(links: list[tuple[int, int]], clips: pa.Table) -> dict[str, str]:
     """Groups of linked rows → all but the best of each → the best."""
-    parent = list(range(len(ids)))
+    parent = list(range(clips.num_rows))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -214,10 +217,9 @@ def _best(links: list[tuple[int, int]], clips: pa.Table, ids: list[str]) -> dict
         groups.setdefault(root(row), []).append(row)
     result: dict[str, str] = {}
     for rows in groups.values():
-        facts = clips.take(rows).to_pylist()
-        order = sorted(zip(facts, rows, strict=True), key=lambda item: _worth(item[0]))
-        best = ids[order[0][1]]
-        result |= {ids[row]: best for _, row in order[1:] if ids[row] != best}
+        order = sorted(clips.take(rows).to_pylist(), key=_worth)
+        best = order[0]["clip_id"]
+        result |= {fact["clip_id"]: best for fact in order[1:] if fact["clip_id"] != best}
     return result
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from curation.decide import judge, value
+from curation.decide import fails, value
 from curation.rules import Rule
 
 _BINS = 32
@@ -72,11 +72,11 @@ def what_if(rule: Rule, clips: pa.Table, only: np.ndarray, keep: np.ndarray, hou
     none = np.zeros(clips.num_rows, bool)
     values, valid = value(clips, rule.column, none)
     now = np.zeros(clips.num_rows, bool)
-    now[judge(rule, values, valid)[0]] = True
+    now[fails(rule, values, valid)] = True
     rows: list[dict[str, str]] = []
     for limit in _others(rule):
         then = np.zeros(clips.num_rows, bool)
-        then[judge(replace(rule, limit=limit), values, valid)[0]] = True
+        then[fails(replace(rule, limit=limit), values, valid)] = True
         lost, won = keep & then, only & now & ~then
         if lost.any() or won.any():
             change, clips_change = float(hours[won].sum() - hours[lost].sum()), int(won.sum()) - int(lost.sum())

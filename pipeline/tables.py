@@ -38,6 +38,7 @@ def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.T
     at = clips.schema.get_field_index("duplicate_of")
     clips = clips.set_column(at, clips.schema.field(at), pa.nulls(clips.num_rows, pa.string()))
     clips = decide_clips(clips, cfg)
+    pa.default_memory_pool().release_unused()
     if clips.num_rows and cfg.dedup.enabled:
         clips = mark_duplicates(clips, cfg.dedup)
         at = clips.schema.get_field_index("phash")  # most of the light bytes, and not needed any more
