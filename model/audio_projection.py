@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from model.audio_windows import flash_groups, gather_windows, segment_windows, video_frames
 from model.config import AudioNetConfig
-from model.embeddings import feature_mlp
+from model.embeddings import feature_mlp, sinusoid
 
 
 class AudioTokens(NamedTuple):
@@ -34,7 +34,11 @@ class WhisperProjection(nn.Module):
 
     def forward(self, audio: Tensor, latent_frames: int, frame0: int | Tensor, valid: Tensor | None) -> AudioTokens:
         index = segment_windows(latent_frames, self.cfg)
-        return AudioTokens(*gather_windows(self.proj(audio), index, frame0, valid))
+        tokens, present = gather_windows(self.proj(audio), index, frame0, valid)
+        if self.cfg.positions == "sinusoidal":
+            place = sinusoid(torch.arange(tokens.shape[2], device=tokens.device), tokens.shape[3])
+            tokens = tokens + place.to(tokens.dtype)
+        return AudioTokens(tokens, present)
 
 
 class PreviewProjection(nn.Module):

@@ -24,6 +24,8 @@ class AudioNetConfig:
         layers: encoder layers stacked in one feature. `flash`.
         window: video frames around a frame, odd. `flash`.
         tokens: tokens per latent frame. `flash`.
+        positions: `sinusoidal` adds each token's place in its window; attention sees a set otherwise. The paper has none:
+            the features of Whisper carry positions of their own. `whisper`.
     """
 
     dim: int
@@ -34,6 +36,7 @@ class AudioNetConfig:
     layers: int = 12
     window: int = 5
     tokens: int = 32
+    positions: Literal["none", "sinusoidal"] = "none"
 
 
 @dataclass(frozen=True)

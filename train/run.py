@@ -368,7 +368,7 @@ def _optimizer(network: torch.nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": cfg.optim.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, eps=cfg.optim.eps)
+    return torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, eps=cfg.optim.eps, fused=True)
 
 
 def _seed_adam(state: State) -> None:

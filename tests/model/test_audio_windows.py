@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 import torch
 
+from model.audio_projection import WhisperProjection
 from model.audio_windows import flash_groups, gather_windows, neighbourhoods, segment_windows
 from model.config import AudioNetConfig
 
@@ -43,3 +47,15 @@ def test_flash_slots():
     assert later[0, 1].flatten().tolist() == list(range(3, 11))
     assert later[0, 27].flatten().tolist() == [107, 108, 109, 110, 111, 112, 112, 112]
     assert flash_groups(neighbourhoods(numbers[:1])[None])[1].shape[1] == 0
+
+
+@pytest.mark.parametrize("positions", ["none", "sinusoidal"])
+def test_the_order_in_a_window_counts_only_with_positions(positions):
+    """Two sounds whose windows hold the same features in another order give the same set of tokens, or another one."""
+    torch.manual_seed(0)
+    cfg = dataclasses.replace(AudioNetConfig(dim=8, hidden=16), positions=positions)
+    projection = WhisperProjection(cfg, dim=32)
+    sound = torch.randn(1, 17, 8)  # frame 0 at row 11: the first window is exactly these rows
+    tokens, swapped = (projection(x, 1, 11, None).tokens for x in (sound, sound.flip(1)))
+    same = torch.allclose(tokens.sort(dim=2).values, swapped.sort(dim=2).values, atol=1e-6)
+    assert same == (positions == "none")
