@@ -152,7 +152,9 @@ class DedupConfig:
     side: int
     picture_bits: float  # mean Hamming distance (of 64) of the pictures of a copy, at most
     motion_bits: float  # … and of their motion; unrelated motion: 32
+    total_bits: float  # … and of both together
     min_overlap_s: float  # shared stretch that makes a copy
+    min_overlap: float  # … and its share of the shorter clip
     max_bucket: int  # a key shared by more clips says nothing
     partitions: int  # passes over the keys; memory is one pass
 

@@ -10,6 +10,7 @@ The join never holds the corpus's pairs at once: keys are handled in ``partition
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -114,19 +115,19 @@ def mark_duplicates(clips: pa.Table, cfg: DedupConfig) -> pa.Table:
 
 def same(la: np.ndarray, ma: np.ndarray, lb: np.ndarray, mb: np.ndarray, cfg: DedupConfig) -> bool:
     """Do two sequences of hashes hold a stretch of the same film, at any shift, mirrored or not?"""
-    least = max(2, round(cfg.min_overlap_s * cfg.rate))
+    least = max(2, round(cfg.min_overlap_s * cfg.rate), round(cfg.min_overlap * min(len(la), len(lb))))
+    moving_least = max(2, round(cfg.min_overlap_s * cfg.rate))
     for look, move in ((lb, mb), (lb ^ _ODD, np.where(mb == 0, mb, mb ^ _ODD))):
         for shift in range(-(len(look) - least), len(la) - least + 1):
             a0, b0 = max(0, shift), max(0, -shift)
             n = min(len(la) - a0, len(look) - b0)
             x, y = ma[a0 : a0 + n], move[b0 : b0 + n]
             moving = (x != 0) & (y != 0)
-            if moving.sum() < least:
+            if moving.sum() < moving_least:
                 continue
-            if (
-                np.bitwise_count(x ^ y)[moving].mean() <= cfg.motion_bits
-                and np.bitwise_count(la[a0 : a0 + n] ^ look[b0 : b0 + n]).mean() <= cfg.picture_bits
-            ):
+            motion = np.bitwise_count(x ^ y)[moving].mean()
+            picture = np.bitwise_count(la[a0 : a0 + n] ^ look[b0 : b0 + n]).mean()
+            if motion <= cfg.motion_bits and picture <= cfg.picture_bits and motion + picture <= cfg.total_bits:
                 return True
     return False
 
@@ -224,8 +225,22 @@ def _best(links: list[tuple[int, int]], clips: pa.Table) -> dict[str, str]:
 
 
 def _worth(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Sort key, best first."""
+    """Sort key, best first: verdict, sound in time, whole picture; then size, length and sharpness within a few percent;
+    what is then equal is settled by name, so that the answer does not depend on the order of the rows."""
     rank = {"keep": 0, "hold": 1, None: 2, "reject": 3, "error": 4}.get(row.get("verdict"), 2)
     area = (row.get("width") or 0) * (row.get("height") or 0)
     length = (row.get("end_frame") or 0) - (row.get("start_frame") or 0)
-    return (rank, -(row.get("face_px") or 0), -area, -length, -(row.get("sharpness") or 0), row["clip_id"])
+    measures = (row.get("face_px") or 0, area, length, row.get("sharpness") or 0)
+    return (
+        rank,
+        abs(row.get("av_offset_frames") or 0),
+        row.get("letterbox") is not None,
+        *(-_step(value) for value in measures),
+        row.get("source_uri") or "",
+        row["clip_id"],
+    )
+
+
+def _step(value: float) -> int:
+    """Logarithmic steps of a tenth: less is the measure's own noise."""
+    return round(math.log(value) / math.log(1.1)) if value > 0 else -1000

@@ -144,6 +144,10 @@ def test_copies_are_found_trimmed_and_mirrored_and_the_best_one_stays() -> None:
     ]
     table = catalog.table(rows, catalog.CLIPS)
     assert dedup.find_duplicates(table, CFG.dedup) == {"a": "mirror", "trim": "mirror"}
+    late = [row | {"av_offset_frames": -3 if row["clip_id"] == "mirror" else 0, "face_px": 9.0} for row in rows]
+    assert set(dedup.find_duplicates(catalog.table(late, catalog.CLIPS), CFG.dedup).values()) == {"a"}, (
+        "in time, longest"
+    )
     twice = catalog.table([*rows[:1], rows[0] | {"source_uri": "b"}], catalog.CLIPS)
     assert dedup.mark_duplicates(twice, CFG.dedup)["duplicate_of"].to_pylist() == [None, "a"]
 
