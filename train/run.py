@@ -376,7 +376,7 @@ def _seed_adam(state: State) -> None:
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:
             state.optimizer.state[parameter] = {
-                "step": torch.tensor(0.0),
+                "step": torch.tensor(0.0, device=parameter.device),  # the fused update wants it there
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

@@ -1,0 +1,118 @@
+"""Several ranks, another number of ranks after a resume, and kills: the same run every time."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.synthetic_shards import write_dataset
+from configs.dataset_schema import PROMPTS_FILE
+from train import checkpoint
+from train.log import METRICS_FILE, of_kind, read_metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {
+    "transformer.dim": "48", "transformer.ffn_dim": "64", "transformer.num_heads": "2", "transformer.num_layers": "2",
+    "transformer.patch_size": "[1,2,2]", "optim.threads": "1", "optim.precision": "fp32", "optim.micro_batch": "2",
+    "loader.global_batch": "4", "tasks.mix": "{i2v: 1.0}", "log.every": "1", "log.validate_every": "0",
+    "log.validation_samples": "0", "stages": "[{name: s, kind: sft, steps: 20}]",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("dataset")
+    write_dataset(root, {"64x64x17": 13})
+    save_file({name: torch.zeros(1, 64, dtype=torch.bfloat16) for name in ("null", "negative")}, root / PROMPTS_FILE)
+    return root
+
+
+def command(dataset: Path, run: Path, ranks: int, **changes: str) -> list[str]:
+    values = SMALL | {name.replace("__", "."): value for name, value in changes.items()}
+    cli = ["cli.py", "train", str(dataset), "--out", str(run)]
+    if (steps := values.pop("max_steps", None)) is not None:
+        cli += ["--steps", steps]
+    for name, value in values.items():
+        cli += ["--set", f"{name}={value}"]
+    if ranks == 1:
+        return [sys.executable, *cli]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--master-addr=127.0.0.1",
+            f"--master-port={port}", *cli]  # fmt: skip
+
+
+def train(dataset: Path, run: Path, ranks: int, **changes: str) -> None:
+    done = subprocess.run(
+        command(dataset, run, ranks, **changes),
+        cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in of_kind(read_metrics(run / METRICS_FILE), "step")]
+
+
+def final(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "step-000020" / "raw.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, undisturbed."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(dataset, run, 1)
+    return run
+
+
+@pytest.mark.parametrize("shard", ["2", "1"])
+def test_two_ranks_learn_what_one_learns(dataset: Path, alone: Path, tmp_path: Path, shard: str) -> None:
+    """Sharded (FSDP2) and replicated: the same losses within 1e-5 over 20 steps."""
+    run = tmp_path / "run"
+    train(dataset, run, 2, optim__shard=shard)
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+    assert len(losses(run)) == 20
+
+
+def test_resume_on_fewer_ranks(dataset: Path, alone: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(dataset, run, 2, max_steps="9")
+    train(dataset, run, 1)
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+
+
+def test_killed_at_any_moment_it_ends_bitwise_the_same(dataset: Path, alone: Path, tmp_path: Path) -> None:
+    """kill −9 while steps run and checkpoints are written (one every step); whatever is left, the run goes on."""
+    run, rng = tmp_path / "run", random.Random(0)
+    kills = 0
+    while not (run / "step-000020").is_dir():
+        process = subprocess.Popen(
+            command(dataset, run, 1, checkpoint__every="1", checkpoint__keep_last="1"),
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        before = checkpoint.latest(run)
+        while process.poll() is None and checkpoint.latest(run) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        if kills < 8 and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            kills += 1
+        process.wait()
+        assert kills or process.returncode == 0
+    assert kills >= 3
+    assert all(torch.equal(a, b) for a, b in zip(final(run).values(), final(alone).values(), strict=True))
+    assert not list(run.glob("*.tmp")) and len(losses(run)) == 20
