@@ -25,6 +25,7 @@ _TENSOR = pa.struct(
         ("dtype", pa.string()),  # safetensors' name: BF16, F32, U8, I64 …
         ("shape", pa.list_(pa.int32())),
         ("sha256", pa.string()),  # of the tensor's bytes, first 16 hex digits
+        ("xxh3", pa.string()),  # XXH3-64 of the same bytes, 16 hex digits: checked in training, ten times as fast
     ]
 )
 _MEMBER = pa.struct([("ext", pa.string()), ("tar", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])

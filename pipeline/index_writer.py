@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
+import xxhash
 
 from configs.dataset_schema import INDEX
 from configs.errors import EchoForgeError
@@ -82,7 +83,8 @@ def tensors(stream: IO[bytes], member: Member, tar: str, *, digest: bool = True)
     if digest:
         for row in rows:
             stream.seek(row["offset"])
-            row["sha256"] = hashlib.sha256(stream.read(row["length"])).hexdigest()[:16]
+            data = stream.read(row["length"])
+            row["sha256"], row["xxh3"] = hashlib.sha256(data).hexdigest()[:16], xxhash.xxh3_64_hexdigest(data)
     return sorted(rows, key=lambda row: row["name"])
 
 
@@ -120,6 +122,7 @@ def _entry(name: str, item: dict[str, Any], member: Member, head: int, tar: str,
         "dtype": item["dtype"],
         "shape": shape,
         "sha256": "",
+        "xxh3": "",
     }
 
 

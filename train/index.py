@@ -56,6 +56,7 @@ class TensorRef:
     dtype: torch.dtype
     shape: tuple[int, ...]
     sha256: str
+    xxh3: str  # '' in datasets that have none
 
 
 @dataclass(frozen=True)
@@ -226,4 +227,6 @@ def _tensor_ref(item: dict[str, Any], sample: str) -> TensorRef:
         raise BadSample(
             sample, f"{where}: {item['length']} bytes at {item['offset']} cannot hold {list(shape)} {item['dtype']}."
         )
-    return TensorRef(name, str(path), item["offset"], item["length"], dtype, shape, item["sha256"] or "")
+    return TensorRef(
+        name, str(path), item["offset"], item["length"], dtype, shape, item["sha256"] or "", item["xxh3"] or ""
+    )

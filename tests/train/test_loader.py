@@ -294,3 +294,25 @@ def test_wrong_uses_are_refused_in_one_sentence(dataset: Path, tmp_path: Path) -
             with pytest.raises(EchoForgeError, match=key):
                 loader.load_state_dict(state | {key: value})
     assert issubclass(BadSample, EchoForgeError)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_changed_bytes_are_found_with_and_without_xxhash(
+    own_dataset: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    if not fast:
+        monkeypatch.setattr("train.reader._xxh3", None)
+    with Loader(own_dataset, config(bad_samples="stop"), seed=1, once=True) as loader:
+        assert all(not batch.skipped for batch in loader)
+    row = pq.read_table(own_dataset / INDEX_FILE).to_pylist()[0]
+    ref = next(t for t in row["tensors"] if t["name"] == "latents")
+    with (own_dataset / ref["tar"]).open("r+b") as file:
+        file.seek(ref["offset"] + ref["length"] - 1)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([last ^ 1]))
+    with (
+        Loader(own_dataset, config(bad_samples="stop"), seed=1, once=True) as loader,
+        pytest.raises(EchoForgeError, match="xxh3 differs" if fast else "sha256 differs"),
+    ):
+        list(loader)
