@@ -46,7 +46,9 @@ def test_the_kernel_is_checked_at_awkward_lengths():
     found = attention.self_check(200, 32, device="cpu", dtype=torch.float32)
     assert max(found.forward_error, found.backward_error) < 1e-4
     assert found.kernel == "flash_attention_for_cpu"
-    few = attention.self_check(200, 32, device="cpu", dtype=torch.bfloat16)  # written out: one call is 2e5 scores a head
+    few = attention.self_check(
+        200, 32, device="cpu", dtype=torch.bfloat16
+    )  # written out: one call is 2e5 scores a head
     many = attention.self_check(600, 32, device="cpu", dtype=torch.bfloat16)
     assert (few.kernel, many.kernel) == ("math", "flash_attention_for_cpu")
 
