@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +13,43 @@ from curation.catalog import FPS
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def dataset_card(table: pa.Table, description: dict[str, Any], clips: pa.Table, videos: pa.Table) -> str:
+def curation(clips: pa.Table, videos: pa.Table, used: set[str]) -> dict[str, Any]:
+    """What the card says of the catalog, as plain data: it travels in `dataset.json`, so that adding a field, merging
+    and splitting keep it.
+
+    Args:
+        used: ids of the videos that the dataset has samples of.
+    """
+    columns = (clips[name].to_pylist() for name in ("verdict", "reasons", "start_frame", "end_frame"))
+    verdicts: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    for verdict, reasons, start, end in zip(*columns, strict=True):
+        rule = str((reasons or ["no reason"])[0]).split(":")[0]
+        entry = verdicts[str(verdict) if verdict == "keep" else f"{verdict}: {rule}"]
+        entry[0] += 1
+        entry[1] += ((end or 0) - (start or 0)) / FPS / 3600
+    names = [v for v in videos.select(["video_id", "source", "licence"]).to_pylist() if v["video_id"] in used]
+    origins = {v["video_id"]: [v["source"] or "unknown", v["licence"] or "unknown"] for v in names}
+    return {"verdicts": dict(sorted(verdicts.items(), key=lambda item: -item[1][0])), "origins": origins}
+
+
+def together(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+    """:func:`curation` of several datasets in one. Catalogs that two of them share are counted as often."""
+    verdicts: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    origins: dict[str, list[str]] = {}
+    for part in parts:
+        for label, (count, hours) in (part or {}).get("verdicts", {}).items():
+            verdicts[label] = [verdicts[label][0] + count, verdicts[label][1] + hours]
+        origins |= (part or {}).get("origins", {})
+    return {"verdicts": dict(sorted(verdicts.items(), key=lambda item: -item[1][0])), "origins": origins}
+
+
+def dataset_card(table: pa.Table, description: dict[str, Any]) -> str:
     """Markdown with the front matter that the hub reads.
 
     Args:
-        table: the index. description: the content of `dataset.json`. clips, videos: the catalog's tables.
+        table: the index. description: the content of `dataset.json`.
     """
+    curated = description.get("curation") or {"verdicts": {}, "origins": {}}
     totals = description["totals"]
     parts = [
         "---\ntask_categories: [text-to-video, image-to-video]\ntags: [webdataset, talking-human, echomimicv3]\n---",
@@ -29,8 +61,8 @@ def dataset_card(table: pa.Table, description: dict[str, Any], clips: pa.Table, 
         "## Samples\n\n" + _table(("split", "samples"), totals["samples_by_split"].items())
         + "\n\n" + _table(("bucket (width x height x frames)", "samples"), totals["samples_by_bucket"].items()),
         _storage(totals),
-        _rejections(clips),
-        _licences(table, videos),
+        _rejections(curated["verdicts"]),
+        _licences(table, curated["origins"]),
         _scores(totals["scores"]),
         _examples(table),
     ]  # fmt: skip
@@ -52,6 +84,7 @@ def _reading() -> str:
         "## Reading\n\n"
         "Every tar is a plain WebDataset: `<sample_id>.safetensors .json .txt .jpg .flac` (and `.mp4` "
         "when asked for). `index.parquet` has one row per sample with the place, type, shape and sha256 of every tensor. "
+        "Caption embeddings lie in `texts/*.tar`, each once, under the `text_keys` of a sample's `.json`. "
         "There is no pickle anywhere. Splits are by source video, and by speaker where known."
     )
 
@@ -67,29 +100,21 @@ def _storage(totals: dict[str, Any]) -> str:
         + f"\n\nAt this rate 1,500 h take {totals['terabytes_per_1500_hours']:.3f} TB. "
         "The I2V condition is stored without "
         "its first latent (the codec is causal, so it is the video's), FLF2V as its last latent only, T2V not at all; "
-        "text at its true length; masks as bits on the 16-pixel grid. Latents are bf16 as they are: their low bits are "
+        "each caption once, at its true length; masks as bits on the 16-pixel grid. Latents are bf16 as they are: their low bits are "
         "noise, and compressing them would cost the loader more than it saves."
     )  # fmt: skip
 
 
-def _rejections(clips: pa.Table) -> str:
-    hours: defaultdict[str, float] = defaultdict(float)
-    count: Counter[str] = Counter()
-    columns = (clips[name].to_pylist() for name in ("verdict", "reasons", "start_frame", "end_frame"))
-    for verdict, reasons, start, end in zip(*columns, strict=True):
-        label = str(verdict) if verdict == "keep" else f"{verdict}: {(reasons or ['no reason'])[0]}"
-        hours[label] += ((end or 0) - (start or 0)) / FPS / 3600
-        count[label] += 1
-    rows = [(label, n, f"{hours[label]:.3f}") for label, n in count.most_common()]
+def _rejections(verdicts: dict[str, list[float]]) -> str:
+    rows = [(label, int(count), f"{hours:.3f}") for label, (count, hours) in verdicts.items()]
     return "## What curation kept and why not\n\n" + _table(("verdict: first reason", "clips", "hours"), rows)
 
 
-def _licences(table: pa.Table, videos: pa.Table) -> str:
-    known = {row["video_id"]: row for row in videos.select(["video_id", "licence", "source"]).to_pylist()}
+def _licences(table: pa.Table, origins: dict[str, list[str]]) -> str:
     hours: defaultdict[tuple[str, str], float] = defaultdict(float)
     for video, frames in zip(table["video_id"].to_pylist(), table["F"].to_pylist(), strict=True):
-        row = known.get(video, {})
-        hours[row.get("source") or "unknown", row.get("licence") or "unknown"] += frames / FPS / 3600
+        source, licence = origins.get(video, ["unknown", "unknown"])
+        hours[source, licence] += frames / FPS / 3600
     rows = [(source, licence, f"{h:.3f}") for (source, licence), h in sorted(hours.items())]
     return "## Licences by source\n\n" + _table(("source", "licence", "hours"), rows)
 

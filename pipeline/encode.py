@@ -1,4 +1,4 @@
-"""One group of samples → tensors: latents, the least redundant conditions, text, image, sound, boxes and masks.
+"""One group of samples → tensors: latents, the least redundant conditions, image, sound, boxes and masks.
 
 Composition of the batches is fixed by the plan, so the same device and versions give the same bytes again.
 """
@@ -35,6 +35,7 @@ from model.encoders import (
 )
 from pipeline.config import EncodeConfig
 from pipeline.tar_writer import ShardSample
+from pipeline.texts import text_key
 
 _FLOOR = torch.finfo(torch.bfloat16).eps
 
@@ -104,7 +105,7 @@ def encode_group(
             for (sample, clip), seen in zip(batch, pictures, strict=True):
                 grid, others = _encode_rest(sample, clip, encoders, cfg, context_frames)
                 tensors = seen | others
-                row = _index_row(sample, grid, tensors)
+                row = _index_row(sample, grid)
                 written.append(ShardSample(sample["sample_id"], tensors, _files(sample, clip, row, encoders, cfg)))
                 rows.append(row)
     return written, rows, failed
@@ -180,8 +181,8 @@ def _same(a: Tensor, b: Tensor, what: str, other: str) -> None:
 def _encode_rest(
     sample: dict[str, Any], clip: Clip, encoders: Encoders, cfg: EncodeConfig, context_frames: int
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Text, sound, boxes and masks of one sample; first the grid of its audio rows."""
-    tensors = {f"text.{k}": _half(rows) for k, rows in enumerate(encoders.text.encode(sample["captions"]))}
+    """Sound, boxes and masks of one sample; first the grid of its audio rows. (Captions: `pipeline.texts`.)"""
+    tensors: dict[str, Tensor] = {}
     lead, pcm = _existing_sound(sample["start_frame"], clip.context, cfg.sound_frames)
     features = encoders.audio.encode(pcm)
     cut = encoders.audio.slice(features, lead, sample["F"], context_frames)
@@ -221,12 +222,11 @@ def _half(tensor: Tensor) -> Tensor:
     return tensor.to(torch.bfloat16).cpu()
 
 
-def _index_row(sample: dict[str, Any], grid: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _index_row(sample: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
     from pipeline.shard_plan import CARRIED
 
     keys = ("sample_id", "clip_id", "video_id", "bucket", "split", "F", "H", "W", *CARRIED)
-    lens = [len(tensors[f"text.{k}"]) for k in range(len(sample["captions"]))]
-    return {key: sample[key] for key in keys} | {"n_captions": len(lens), "text_lens": lens, "audio": [grid]}
+    return {key: sample[key] for key in keys} | {"audio": [grid]}
 
 
 def _files(
@@ -239,6 +239,7 @@ def _files(
         **{key: sample[key] for key in ("sample_id", "bucket", "split", "F", "H", "W", "speaker", "tier", *keys)},
         "fps": 25,
         "scores": scores,
+        "text_keys": [text_key(text, encoders.text.digest) for text in sample["captions"]],
         "audio": {grid["variant"]: {k: v for k, v in grid.items() if k != "variant"} for grid in row["audio"]},
         "encoders": encoders.digests,
         "has_sound": bool(clip.has_sound),

@@ -22,15 +22,16 @@ from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, P
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, FPS, VIDEOS
 from model.config import ModelConfig
-from pipeline import engine, shard_plan, store
+from pipeline import card, engine, shard_plan, store, texts
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
 from pipeline.ledger import Ledger, Result, Unit, code_version, unit_id
+from pipeline.shards_stats import stats_of
 from pipeline.tar_writer import write_tar
 
 FAILED = pa.schema([("sample_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())])
-TABLES = {"samples": INDEX, "failed": FAILED}
+TABLES = {"samples": INDEX, "failed": FAILED, "texts": texts.TEXTS}
 BUDGET_PER_SAMPLE_S = 120.0
 """A sample takes seconds; a unit that needs this long for each of its samples hangs."""
 
@@ -73,7 +74,7 @@ class ShardSummary:
 
 
 class ShardWorker:
-    """Encodes one group and writes its tar. Built once per process: the networks load once."""
+    """Encodes one group of samples, or of texts, and writes its tar. Built once per process: the networks load once."""
 
     def __init__(self, out: str, model: ModelConfig, cfg: EncodeConfig):
         self.out, self.cfg = out, cfg
@@ -81,7 +82,10 @@ class ShardWorker:
         self.encoders: Encoders = load_encoders(model, cfg)
 
     def run(self, payload: dict[str, Any]) -> Result:
-        """``payload``: ``tar`` (relative), ``generation``, ``samples``. The tar is there whole before this returns."""
+        """``payload``: ``tar`` (relative) and ``texts``, or ``generation`` and ``samples``. The tar is there whole before
+        this returns."""
+        if "texts" in payload:
+            return Result({"texts": texts.encode_texts(self.out, payload["tar"], payload["texts"], self.encoders.text)})
         samples = [json.loads(text) for text in payload["samples"]]
         written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
         if written:
@@ -127,7 +131,8 @@ def shard(
     parameters = _parameters(cfg, encoders)
     plans = extend_plans(out, kept.slice(0, limit), cfg, parameters, encoders)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
-    units = [unit for generation, plan in plans.items() for unit in _units(generation, plan)]
+    units = texts.text_units(plans, encoders.text.digest)
+    units += [unit for generation, plan in plans.items() for unit in _units(generation, plan)]
     prompts = _prompts(encoders, config.model)
     if inline:
         make_worker = functools.partial(_worker_with, encoders, out, config.model, cfg.encode)
@@ -137,13 +142,15 @@ def shard(
         units, make_worker, ledger, cfg.execution.shard, cfg.execution,
         inline=inline, ray_address=ray_address, watcher=watcher,
     )  # fmt: skip
-    table = join_fields(out, refresh(merged(ledger, {unit.id for unit in units}), clips))
+    rows, left = merged(ledger, {unit.id for unit in units}, plans, encoders.text.digest)
+    table = join_fields(out, refresh(rows, clips))
     failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
     causes = [f"{row['source_uri']}: {row['cause']}" for row in failed]
-    causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined]
+    causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
-    facts = {"encoders": encoders.digests, "parameters": parameters, "plans": list(plans)}
-    return publish(out, table, config, facts, clips, read_videos(catalog_dir), causes, encoded_now=outcome.done)
+    curated = card.curation(clips, read_videos(catalog_dir), set(table["video_id"].to_pylist()))
+    facts = {"encoders": encoders.digests, "parameters": parameters, "plans": list(plans), "curation": curated}
+    return publish(out, table, config, facts, causes, encoded_now=outcome.done)
 
 
 def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeConfig) -> ShardWorker:
@@ -241,9 +248,9 @@ def _taken(plans: dict[str, pa.Table]) -> dict[str, str]:
 
 
 def _bytes(sample: dict[str, Any], encoders: Encoders) -> int:
-    """About how large a sample becomes: two bf16 latents of the video, and the small rest."""
+    """About how large a sample becomes: two bf16 latents of the video, and the small rest (texts lie elsewhere)."""
     latent = 2 * 16 * (1 + (sample["F"] - 1) // 4) * (sample["H"] // 8) * (sample["W"] // 8)
-    return 2 * latent + 2 * encoders.image.tokens * encoders.image.dim + 300 * encoders.text.dim + 60_000
+    return 2 * latent + 2 * encoders.image.tokens * encoders.image.dim + 60_000
 
 
 def _units(generation: str, plan: pa.Table) -> list[Unit]:
@@ -271,14 +278,15 @@ def _prompts(encoders: Encoders, model: ModelConfig) -> bytes:
     return save({name: row.to(torch.bfloat16).cpu().contiguous() for name, row in zip(texts, rows, strict=True)})
 
 
-def merged(ledger: Ledger, wanted: set[str]) -> pa.Table:
-    """The index rows of all finished units, sorted by sample id."""
+def merged(ledger: Ledger, wanted: set[str], plans: dict[str, pa.Table], encoder: str) -> tuple[pa.Table, list[str]]:
+    """The index rows of all finished units, sorted by sample id, and why some of them are left out."""
     rows = [row for part in ledger.read("samples", wanted=wanted) for row in part.to_pylist()]
+    rows, left = texts.join_texts(rows, plans.values(), ledger.read("texts", wanted=wanted), encoder)
     if not rows:
         raise EchoForgeError(
             "no sample could be encoded; the causes are in the ledger's `failed` tables and quarantine."
         )
-    return index_table(rows)
+    return index_table(rows), left
 
 
 def join_fields(out: str, index: pa.Table) -> pa.Table:
@@ -314,8 +322,6 @@ def publish(
     table: pa.Table,
     config: Settings,
     facts: dict[str, Any],
-    clips: pa.Table,
-    videos: pa.Table,
     causes: list[str],
     *,
     encoded_now: int = 0,
@@ -329,7 +335,7 @@ def publish(
         "latents are the codec's posterior mean, normalised, bf16",
         "left_out": causes,
     }
-    totals = write_index(out, table, description, clips, videos)
+    totals = write_index(out, table, description)
     return ShardSummary(
         dataset=out,
         samples=table.num_rows,
@@ -343,17 +349,12 @@ def publish(
     )
 
 
-def write_index(
-    out: str, table: pa.Table, description: dict[str, Any], clips: pa.Table, videos: pa.Table
-) -> dict[str, Any]:
+def write_index(out: str, table: pa.Table, description: dict[str, Any]) -> dict[str, Any]:
     """Write `dataset.json`, the card and `index.parquet` (last: it never names what is not there). Returns totals."""
-    from pipeline.card import dataset_card
-    from pipeline.shards_stats import stats_of
-
     totals = stats_of(table)
     whole = {**description, "schema_version": SCHEMA_VERSION, "made_by": code_version(), "totals": totals}
     text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
     store.write_bytes(store.join(out, DATASET_FILE), text.encode())
-    store.write_bytes(store.join(out, CARD_FILE), dataset_card(table, whole, clips, videos).encode())
+    store.write_bytes(store.join(out, CARD_FILE), card.dataset_card(table, whole).encode())
     store.write_table(store.join(out, INDEX_FILE), table)
     return totals

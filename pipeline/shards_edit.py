@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
-from curation.catalog import CLIPS, VIDEOS
 from model.config import ModelConfig
-from pipeline import engine, store
+from pipeline import card, engine, store
 from pipeline.config import EncodeConfig
 from pipeline.encode import encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
@@ -146,7 +145,7 @@ def merge(datasets: Sequence[str], out: str) -> int:
     copies: list[tuple[str, str]] = []
     number = 0
     for dataset in datasets:
-        renamed: dict[str, str] = {}
+        renamed: dict[str, str] = {}  # generation of this dataset → of the new one
         for row in read_index(dataset).to_pylist():
             if splits.setdefault(row["video_id"], row["split"]) != row["split"]:
                 raise EchoForgeError(
@@ -155,18 +154,17 @@ def merge(datasets: Sequence[str], out: str) -> int:
                 )
             if row["sample_id"] in rows:
                 continue
-            if (old := row["generation"]) not in renamed:
-                renamed[old] = f"gen-{number:03d}"
-                number += 1
-            rows[row["sample_id"]] = _moved(row, renamed[old])
-            copies += [
-                (store.join(dataset, item["tar"]), store.join(out, _in(item["tar"], renamed[old])))
-                for item in [*row["members"], *row["tensors"]]
-            ]
+            for item in [*row["members"], *row["tensors"]]:
+                if (old := _generation(item["tar"])) not in renamed:
+                    renamed[old] = f"gen-{number:03d}"
+                    number += 1
+                copies.append((store.join(dataset, item["tar"]), store.join(out, _moved(item["tar"], renamed))))
+            rows[row["sample_id"]] = _moved_row(row, renamed)
     _copy(copies, out)
     store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(datasets[0], PROMPTS_FILE)))
     description = {**descriptions[0], "parts": list(map(_base, datasets)), "plans": []}
-    write_index(out, index_table(list(rows.values())), description, CLIPS.empty_table(), VIDEOS.empty_table())
+    description["curation"] = card.together([d.get("curation") for d in descriptions])
+    write_index(out, index_table(list(rows.values())), description)
     return len(rows)
 
 
@@ -186,7 +184,7 @@ def split(dataset: str, out: str, *, splits: Sequence[str] = (), buckets: Sequen
     _copy([(store.join(dataset, tar), store.join(out, tar)) for tar in sorted(tars)], out)
     store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(dataset, PROMPTS_FILE)))
     description = {**_description(dataset), "parts": [_base(dataset)], "plans": []}
-    write_index(out, table, description, CLIPS.empty_table(), VIDEOS.empty_table())
+    write_index(out, table, description)
     return int(table.num_rows)
 
 
@@ -198,15 +196,19 @@ def _copy(copies: Sequence[tuple[str, str]], out: str) -> None:
             shutil.copyfile(path, copy)
 
 
-def _in(tar: str, generation: str) -> str:
-    return "/".join([generation, *tar.split("/")[1:]])
+def _generation(tar: str) -> str:
+    return tar.split("/", maxsplit=1)[0]
 
 
-def _moved(row: dict[str, Any], generation: str) -> dict[str, Any]:
+def _moved(tar: str, renamed: Mapping[str, str]) -> str:
+    return "/".join([renamed[_generation(tar)], *tar.split("/")[1:]])
+
+
+def _moved_row(row: dict[str, Any], renamed: Mapping[str, str]) -> dict[str, Any]:
     moved = {
-        kind: [item | {"tar": _in(item["tar"], generation)} for item in row[kind]] for kind in ("tensors", "members")
+        kind: [item | {"tar": _moved(item["tar"], renamed)} for item in row[kind]] for kind in ("tensors", "members")
     }
-    return row | moved | {"generation": generation}
+    return row | moved | {"generation": renamed[row["generation"]]}
 
 
 def _base(dataset: str) -> str:
@@ -219,4 +221,4 @@ def _description(dataset: str) -> dict[str, Any]:
 
 
 def _republish(dataset: str, table: pa.Table) -> None:
-    write_index(dataset, table, _description(dataset), CLIPS.empty_table(), VIDEOS.empty_table())
+    write_index(dataset, table, _description(dataset))

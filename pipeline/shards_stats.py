@@ -44,11 +44,16 @@ def stats_of(table: pa.Table) -> dict[str, Any]:
     hours = frames / FPS / 3600
     fields: Counter[str] = Counter()
     tars: set[str] = set()
+    counted: set[tuple[str, int]] = set()  # captions that several samples share
     total = 0
     for tensors, members in zip(table["tensors"].to_pylist(), table["members"].to_pylist(), strict=True):
+        own = {member["tar"] for member in members}
         for tensor in tensors:
-            fields[_field(tensor["name"])] += tensor["length"]
             tars.add(tensor["tar"])
+            if (place := (tensor["tar"], tensor["offset"])) not in counted:
+                counted.add(place)
+                fields[_field(tensor["name"])] += tensor["length"]
+                total += 0 if tensor["tar"] in own else tensor["length"] + 2048  # with its tar and safetensors headers
         for member in members:
             total += -(-member["length"] // 512) * 512 + 512  # a tar pads to 512 and heads with 512
             if member["ext"] != "safetensors":

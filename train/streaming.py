@@ -4,7 +4,7 @@ What it does not promise, unlike `train.loader`: the same order at another numbe
 middle of an epoch (start at an epoch's beginning, or repeat samples); each sample exactly once on every rank when tars
 do not divide evenly; batches of one bucket unless the tars are of one; digests checked. It reads whole samples, also
 the tensors that a task does not need. What it does promise: nothing in a tar is executed (webdataset's secure mode is
-demanded, and only safetensors, JSON and UTF-8 are decoded).
+demanded, and only safetensors, JSON and UTF-8 are decoded). Captions and fields that were added later are read beside.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load
+from torch import Tensor
 
 from configs.errors import EchoForgeError
 from train.config import KeepConfig
-from train.index import open_index
+from train.index import SampleIndex, open_index
+from train.reader import Source, open_source, read_tensor
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +49,29 @@ def stream(
     wanted = set(index.table.column("sample_id").to_pylist())
     tars = sorted({member["tar"] for row in index.table.column("members").to_pylist() for member in row})
     urls = [f"{index.root}/{tar}" for tar in tars]
+    rows = {sample: row for row, sample in enumerate(index.table.column("sample_id").to_pylist())}
+    elsewhere = open_source(index.root)
     source = wds.WebDataset(urls, shardshuffle=len(urls), seed=seed, handler=wds.warn_and_continue)
     for item in source.shuffle(shuffle, seed=seed) if shuffle else source:
         if item["__key__"] in wanted:
             try:
                 yield {
                     "sample_id": item["__key__"],
-                    "tensors": load(item["safetensors"]),
+                    "tensors": load(item["safetensors"]) | _side(elsewhere, index, rows[item["__key__"]]),
                     "meta": json.loads(item["json"]),
                     "caption": item["txt"].decode("utf-8"),
                 }
             except Exception as error:  # safetensors raises its own kinds
                 log.warning("skipping a bad sample: %s: %s", item["__key__"], error)
+
+
+def _side(source: Source, index: SampleIndex, row: int) -> dict[str, Tensor]:
+    """The tensors of a sample that lie in other tars than its own: captions, and fields added later."""
+    record = index.record(row)
+    own = {member["tar"] for member in index.table.column("members")[row].as_py()}
+    found: dict[str, Tensor] = {}
+    for name, ref in record.tensors.items():
+        if ref.tar not in own:
+            found[name] = torch.empty(ref.shape, dtype=ref.dtype)
+            read_tensor(source, index.root, ref, found[name], sample=record.sample_id, digest=True)
+    return found

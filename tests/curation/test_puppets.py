@@ -33,7 +33,7 @@ def test_a_puppet_is_a_pure_function_of_seed_and_index(cfg: PuppetsConfig, tmp_p
 
 
 def test_every_fault_comes_up_and_duplicates_name_a_clean_original(cfg: PuppetsConfig) -> None:
-    spots = plan(60, 0, cfg)
+    spots = plan(120, 0, cfg)
     assert {s.fault for s in spots} == {None, *FAULTS}
     clean = {s.index for s in spots if s.fault is None}
     assert all(s.source in clean for s in spots if s.fault and s.fault.startswith("duplicate"))

@@ -21,8 +21,10 @@ from curation.clipread import read_clip
 from model import conditions, masks
 from pipeline.encode import load_encoders
 from pipeline.shard import shard
+from pipeline.shards_verify import verify
 from train.config import KeepConfig
 from train.loader import Loader
+from train.streaming import stream
 
 CONFIG = schema.load("tiny", ["shards.target_mb=1"])
 
@@ -111,9 +113,12 @@ def test_tensors_are_those_of_the_clip(world: Path) -> None:
         "flf2v", latents, i2v=tensors["cond_i2v"], flf2v_last=tensors["cond_flf2v_last"], mask4=mask4
     )
     assert torch.equal(got[4:], want)
-    assert (
-        tensors["text.0"].shape[1] == CONFIG.model.text_encoder.dim and len(tensors["text.0"]) == entry["text_lens"][0]
-    )
+    ref = next(t for t in entry["tensors"] if t["name"] == "text.0")
+    with (world / "dataset" / ref["tar"]).open("rb") as file:
+        file.seek(ref["offset"])
+        stored = torch.frombuffer(bytearray(file.read(ref["length"])), dtype=torch.bfloat16).view(ref["shape"])
+    assert torch.equal(stored, encoders.text.encode(meta["captions"])[0].to(torch.bfloat16))
+    assert len(stored) == entry["text_lens"][0] and "/texts/" in ref["tar"]
     grid = entry["audio"][0]
     rows = tensors["audio.whisper"]
     assert grid["frame0"] == CONFIG.model.audio_encoder.context_frames * 2 and rows.isfinite().all()
@@ -216,7 +221,7 @@ def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Plain tarfile, webdataset in secure mode, `datasets`, and our loader."""
     dataset = world / "dataset"
     table = pq.read_table(dataset / INDEX_FILE)
-    ids, tars = set(table["sample_id"].to_pylist()), sorted(dataset.rglob("*.tar"))
+    ids, tars = set(table["sample_id"].to_pylist()), sorted(dataset.rglob("shard-*.tar"))
     names = [name for tar in tars for name in tarfile.open(tar).getnames()]  # noqa: SIM115
     assert {name.split(".")[0] for name in names} == ids
     assert [n.split(".")[1] for n in names[:6]] == ["safetensors", "json", "txt", "jpg", "flac", "mp4"]
@@ -243,10 +248,32 @@ def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert KeepConfig().verdicts == ("keep",)
 
 
+def test_a_caption_is_encoded_and_stored_once(world: Path, tmp_path: Path) -> None:
+    """Two clips say the same and one says more; a later generation with a known caption adds no text."""
+    few = make_catalog(world, 4, "captions")
+    rows = pq.read_table(few / "clips" / "part-0.parquet").to_pylist()
+    for row, texts in zip(rows, (["a"], ["a"], ["a", "b"], ["b"]), strict=True):
+        row["captions"] = [{"text": text, "kind": "short", "source": "sidecar"} for text in texts]
+    pq.write_table(catalog.table(rows[:3], catalog.CLIPS), few / "clips" / "part-0.parquet")
+    out = tmp_path / "d"
+    shard(str(few), str(out), CONFIG, inline=True)
+    pq.write_table(catalog.table(rows, catalog.CLIPS), few / "clips" / "part-0.parquet")
+    shard(str(few), str(out), CONFIG, inline=True)
+    assert [p.name for p in out.rglob("texts-*.tar")] == ["texts-000000.tar"]
+    with tarfile.open(next(out.rglob("texts-*.tar"))) as tar:
+        assert sorted(n.split(".")[1] for n in tar.getnames()) == ["safetensors"] * 2 + ["txt"] * 2
+    index = pq.read_table(out / INDEX_FILE).to_pylist()
+    places = {row["clip_id"]: [t["offset"] for t in row["tensors"] if t["name"].startswith("text.")] for row in index}
+    one, same, both, late = (places[row["clip_id"]] for row in rows)
+    assert one == same == both[:1] and late == both[1:] and len(both) == 2
+    assert verify(str(out)).ok
+    streamed = {s["sample_id"]: s["tensors"] for s in stream(out)}
+    assert all("text.0" in tensors and "latents" in tensors for tensors in streamed.values()) and streamed
+
+
 def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
     from pipeline import shards_edit
     from pipeline.shards_inspect import inspect
-    from pipeline.shards_verify import verify
 
     few, out = make_catalog(world, 3, "tools"), tmp_path / "d"
     shard(str(few), str(out), CONFIG, inline=True)
