@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from curation.catalog import FPS
+from pipeline import store
 
+SHEET_FILE = "samples.jpg"
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -143,7 +147,34 @@ def _scores(scores: dict[str, Any]) -> str:
 def _examples(table: pa.Table) -> str:
     names = ("sample_id", "bucket", "split", "tier", "n_captions")
     rows = list(zip(*(table.slice(0, 5)[name].to_pylist() for name in names), strict=True))
-    return "## Examples\n\n" + _table(names, rows) + "\n\n`shards inspect ID` shows one as a video and a picture."
+    return (
+        f"## Examples\n\n![first frames of samples, drawn at random]({SHEET_FILE})\n\n"
+        + _table(names, rows)
+        + "\n\n`shards inspect ID` shows one as a video and a picture."
+    )
+
+
+def contact_sheet(dataset: str, table: pa.Table) -> bytes:
+    """First frames of up to 24 samples, every n-th by id (ids are hashes, so drawn at random), as one JPEG."""
+    from PIL import Image
+
+    rows = table.select(["members"]).take(np.unique(np.linspace(0, table.num_rows - 1, 24).astype(int))).to_pylist()
+    places = [m for row in rows for m in row["members"] if m["ext"] == "jpg"]
+    side, columns = 160, 8
+    sheet = Image.new("RGB", (columns * side, -(-max(len(places), 1) // columns) * side), "white")
+    for number, place in enumerate(places):
+        picture = Image.open(
+            io.BytesIO(store.read_range(store.join(dataset, place["tar"]), place["offset"], place["length"]))
+        )
+        picture.thumbnail((side - 4, side - 4))
+        corner = (
+            number % columns * side + (side - picture.width) // 2,
+            number // columns * side + (side - picture.height) // 2,
+        )
+        sheet.paste(picture, corner)
+    stream = io.BytesIO()
+    sheet.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

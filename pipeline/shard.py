@@ -355,6 +355,7 @@ def write_index(out: str, table: pa.Table, description: dict[str, Any]) -> dict[
     whole = {**description, "schema_version": SCHEMA_VERSION, "made_by": code_version(), "totals": totals}
     text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
     store.write_bytes(store.join(out, DATASET_FILE), text.encode())
+    store.write_bytes(store.join(out, card.SHEET_FILE), card.contact_sheet(out, table))
     store.write_bytes(store.join(out, CARD_FILE), card.dataset_card(table, whole).encode())
     store.write_table(store.join(out, INDEX_FILE), table)
     return totals

@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -42,9 +44,12 @@ class FieldWorker:
         self.context_frames, self.encoders = model.audio_encoder.context_frames, load_encoders(model, cfg)
 
     def run(self, payload: dict[str, Any]) -> Result:
-        """``payload``: ``tar`` of the samples (relative) and their plan entries."""
+        """``payload``: ``tar`` of the samples (relative), their plan entries, and where their `.mp4` members lie."""
         samples = [json.loads(text) for text in payload["samples"]]
-        written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
+        with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
+            if self.field in TASK_OF:
+                samples = [self._readable(s, payload["mp4"].get(s["sample_id"]), Path(folder)) for s in samples]
+            written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
         if failed:
             raise EchoForgeError(f"{failed[0]['source_uri']}: {failed[0]['cause']}")
         side = f"{payload['tar'].removesuffix('.tar')}.{self.field}.tar"
@@ -61,6 +66,14 @@ class FieldWorker:
         ]
         return Result({"fields": entries})
 
+    def _readable(self, sample: dict[str, Any], mp4: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+        """The sample as it is while its source is there; else with its stored `.mp4` (the clip at bucket size)."""
+        if mp4 is None or store.exists(sample["source_uri"]):
+            return sample
+        copy = folder / f"{sample['sample_id']}.mp4"
+        copy.write_bytes(store.read_range(store.join(self.dataset, mp4["tar"]), mp4["offset"], mp4["length"]))
+        return sample | {"source_uri": str(copy), "start_frame": 0, "crop": None, "offset_samples": 0}
+
 
 def add(
     dataset: str,
@@ -71,7 +84,8 @@ def add(
     ray_address: str | None = None,
     watcher: engine.Watcher | None = None,
 ) -> int:
-    """Encode ``field`` for every sample from its source, into side tars; no existing tar is touched.
+    """Encode ``field`` for every sample into side tars; no existing tar is touched. Conditions are made from the source,
+    or from the sample's stored `.mp4` where the source is gone; sound needs the source.
 
     ``field``: ``cond_lip``, ``cond_avatar``, ``cond_i2v``, ``cond_flf2v_last`` or ``audio.<variant>`` (of the audio
     encoder that the configuration names). Resumes like `shard`.
@@ -94,7 +108,7 @@ def add(
     )
     cfg = replace(config.pipeline.encode, tasks=tasks, mp4=False)
     have = set(index["sample_id"].to_pylist())
-    units = _field_units(plans, have, field)
+    units = _field_units(plans, have, field, _videos(index))
     encoder = config.model.codec if field in TASK_OF else config.model.audio_encoder
     ledger = Ledger(store.join(dataset, "ledger", "add"), {"fields": FIELDS}, {"field": field, "encoder": str(encoder)})
     worker = functools.partial(FieldWorker, dataset, field, config.model, cfg)
@@ -112,16 +126,30 @@ def add(
     return int(table.num_rows)
 
 
-def _field_units(plans: dict[str, pa.Table], have: set[str], field: str) -> list[Unit]:
+def _videos(index: pa.Table) -> dict[str, dict[str, Any]]:
+    """Sample id → place of its `.mp4` member, for samples that have one."""
+    return {
+        sample: member
+        for sample, members in zip(index["sample_id"].to_pylist(), index["members"].to_pylist(), strict=True)
+        for member in members
+        if member["ext"] == "mp4"
+    }
+
+
+def _field_units(
+    plans: dict[str, pa.Table], have: set[str], field: str, videos: dict[str, dict[str, Any]]
+) -> list[Unit]:
     groups: dict[str, list[str]] = {}
+    stored: dict[str, dict[str, Any]] = {}
     for plan in plans.values():
         for sample, tar, text in zip(*(plan[n].to_pylist() for n in ("sample_id", "tar", "sample")), strict=True):
             if sample in have:
                 groups.setdefault(tar, []).append(text)
+                stored.setdefault(tar, {}).update({sample: videos[sample]} if sample in videos else {})
     return [
         Unit(
             unit_id(field, tar, *texts),
-            {"tar": tar, "samples": texts},
+            {"tar": tar, "samples": texts, "mp4": stored[tar]},
             key=tar,
             cost=float(len(texts)),
             budget_s=BUDGET_PER_SAMPLE_S * (len(texts) + 1),

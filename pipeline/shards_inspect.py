@@ -78,9 +78,7 @@ def read_members(dataset: str, row: dict[str, Any]) -> dict[str, bytes]:
     """The members of one sample as bytes by extension."""
     files = {}
     for member in row["members"]:
-        with store.local_copy(store.join(dataset, member["tar"])) as path, path.open("rb") as stream:
-            stream.seek(member["offset"])
-            files[member["ext"]] = stream.read(member["length"])
+        files[member["ext"]] = store.read_range(store.join(dataset, member["tar"]), member["offset"], member["length"])
     return files
 
 

@@ -191,6 +191,20 @@ def read_bytes(url: str) -> bytes:
     return bytes(retrying(lambda: fs.cat_file(path), f"reading '{url}'"))
 
 
+def read_range(url: str, offset: int, length: int) -> bytes:
+    """``length`` bytes from ``offset`` on; of an object, a range request.
+
+    Raises:
+        FileNotFoundError, StoreError: as :func:`read_bytes`.
+    """
+    if not is_remote(url):
+        with local(url).open("rb") as stream:
+            stream.seek(offset)
+            return stream.read(length)
+    files, path = filesystem(url)
+    return bytes(retrying(lambda: files.cat_file(path, start=offset, end=offset + length), f"reading {url}"))
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Put ``data`` at ``url``, replacing what was there in one step."""
     with writing(url) as path:

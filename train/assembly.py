@@ -120,14 +120,14 @@ class Assembly:
         if self.has_text:
             lens = [r.tensors[f"text.{c}"].shape[0] for r, c in zip(records, captions, strict=True)]
             dtype, shape = self._layout["text.0"]
-            tensors["text"] = self._empty((b, max(lens), *shape[1:]), dtype).zero_()
+            tensors["text"] = self._empty((b, max(lens), *shape[1:]), dtype)
             tensors["text_lens"] = torch.tensor(lens)
         if not self.has_audio:
             return tensors, 0
         frame0 = max(r.audio[self._variant].frame0 for r in records)
         rows = max(frame0 - r.audio[self._variant].frame0 + r.tensors[self._audio].shape[0] for r in records)
         dtype, shape = self._layout[self._audio]
-        tensors["audio"] = self._empty((b, rows, *shape[1:]), dtype).zero_()
+        tensors["audio"] = self._empty((b, rows, *shape[1:]), dtype)
         tensors["audio_valid"] = torch.zeros((b, rows), dtype=torch.bool)
         return tensors, frame0
 
@@ -144,7 +144,7 @@ class Assembly:
     def reads(
         self, record: SampleRecord, caption: int, task: str, tensors: dict[str, Tensor], k: int, frame0: int
     ) -> list[Read]:
-        """What place ``k`` needs read and where to, big tensors first; conditions not read are zeroed."""
+        """What place ``k`` needs read and where to, big tensors first; what is not read into is zeroed."""
         wanted = self.wanted(record, caption, task)
         for name in set(self.fields) - {name for name, _ in wanted}:
             tensors[name][k].zero_()
@@ -154,10 +154,16 @@ class Assembly:
             shift = frame0 - grid.frame0
             tensors["audio_valid"][k, shift + grid.valid_from : shift + grid.valid_to] = True
         first = {"text": 0, "audio": shift}
-        return [
-            (ref, tensors[name][k, first[name] : first[name] + ref.shape[0]] if name in first else tensors[name][k])
-            for name, ref in wanted
-        ]
+        found: list[Read] = []
+        for name, ref in wanted:
+            place = tensors[name][k]
+            if name in first:
+                begin, end = first[name], first[name] + ref.shape[0]
+                place[:begin].zero_()
+                place[end:].zero_()
+                place = place[begin:end]
+            found.append((ref, place))
+        return found
 
     def tokens_per_frame(self, record: SampleRecord) -> float:
         """Audio tokens a video frame; 0 without audio."""

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +28,7 @@ from configs.errors import EchoForgeError
 from curation import catalog, puppets
 from curation.clipread import read_clip
 from model import conditions, masks
+from pipeline import store
 from pipeline.encode import load_encoders
 from pipeline.shard import shard
 from pipeline.shards_verify import verify
@@ -26,6 +36,7 @@ from train.config import KeepConfig
 from train.loader import Loader
 from train.streaming import stream
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = schema.load("tiny", ["shards.target_mb=1"])
 
 
@@ -65,6 +76,12 @@ def make_catalog(root: Path, n: int, name: str = "catalog", skip: tuple[int, ...
 
 def digests(root: Path) -> dict[str, str]:
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in root.rglob("*.tar")}
+
+
+def members(tar: bytes) -> dict[str, str]:
+    """Name → digest of every member."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        return {m.name: hashlib.sha256(archive.extractfile(m).read()).hexdigest() for m in archive}  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +302,7 @@ def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
     assert report.ok, str(report)
     row, _, files = sample_of(out)
     start = json.loads(files["json"])["start_frame"]
+    assert "keep" in (out / CARD_FILE).read_text(), "the card still says what curation kept"
     assert {t["name"]: t["shape"] for t in row["tensors"]}["cond_avatar"] == [16, 9, 12, 12]
     with Loader(str(out), CONFIG.train.loader, seed=0, global_batch=1, tasks=("avatar_sync",)) as loader:
         assert next(loader)["cond_avatar"].any()
@@ -292,3 +310,98 @@ def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
     original = read_clip(seen.facts["source"], start, start + 33, width=96, height=96).frames.astype(float)
     shown = read_clip(str(seen.video), 0, 33, width=96, height=96).frames.astype(float)
     assert 10 * np.log10(255**2 / ((shown - original) ** 2).mean()) > 20 and seen.picture.stat().st_size
+
+
+def test_a_dataset_on_an_object_store(world: Path, s3: str) -> None:
+    """The same bytes as on a disk, verified there, read back by range requests."""
+    few = make_catalog(world, 3, "remote")
+    there, here = f"{s3}/dataset", world / "remote-here"
+    shard(str(few), there, CONFIG, inline=True)
+    shard(str(few), str(here), CONFIG, inline=True)
+    for tar in digests(here):
+        assert members(store.read_bytes(f"{there}/{tar}")) == members((here / tar).read_bytes()), tar
+    assert verify(there).ok
+    batches = []
+    for root in (there, str(here)):
+        with Loader(root, CONFIG.train.loader, seed=0, global_batch=2, pin=False) as loader:
+            batches.append(next(loader))
+    assert batches[0].sample_ids == batches[1].sample_ids
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in ("latents", "cond_i2v", "text", "audio"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_any_moment_the_tars_are_byte_for_byte_the_same(world: Path, tmp_path: Path) -> None:
+    """kill -9 of `cli.py shard` and all its workers, again and again; nothing committed is encoded a second time."""
+    chance = random.Random(3)
+    config = schema.load("tiny", ["shards.target_mb=0"])  # a tar for every sample
+    straight = tmp_path / "straight"
+    shard(str(world / "catalog"), str(straight), config, inline=True)
+    want, out = digests(straight), tmp_path / "killed"
+    command = [
+        sys.executable,
+        "cli.py",
+        "shard",
+        str(world / "catalog"),
+        "--out",
+        str(out),
+        "--set",
+        "shards.target_mb=0",
+    ]
+    first_seen: dict[str, int] = {}
+    for kill in range(8):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        before, deadline = len(digests(out)), time.monotonic() + 60
+        while process.poll() is None and len(digests(out)) <= before and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 0.3))
+        _kill_all(process.pid)
+        process.wait()
+        done = {unit for part in (out / "ledger" / "shard").rglob("*.parquet") for unit in _units_of(part)}
+        for tar, digest in digests(out).items():
+            assert want[tar] == digest, f"half a tar after kill {kill}"
+        first_seen |= {u: (out / u).stat().st_mtime_ns for u in done if u not in first_seen}
+    summary = shard(str(world / "catalog"), str(out), config, inline=True)
+    assert digests(out) == want and not summary.failed and verify(str(out)).ok
+    assert all((out / tar).stat().st_mtime_ns == made for tar, made in first_seen.items()), "committed, encoded again"
+    assert not [p for p in out.rglob("*") if ".tmp" in p.name]
+
+
+def _units_of(part: Path) -> list[str]:
+    """The tars that a part file of the ledger calls done."""
+    table = pq.read_table(part)
+    return table["key"].to_pylist() if "key" in table.column_names else []
+
+
+def _kill_all(pid: int) -> None:
+    """kill -9 of a process and everything that it started, Ray's included."""
+    children = {pid}
+    for _ in range(5):
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(stat.read_text().rsplit(")", 1)[1].split()[1]) in children:
+                    children.add(int(stat.parent.name))
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_condition_is_made_from_the_stored_video_when_the_source_is_gone(world: Path, tmp_path: Path) -> None:
+    from pipeline import shards_edit
+
+    few, out = make_catalog(world, 2, "gone"), tmp_path / "d"
+    rows = pq.read_table(few / "clips" / "part-0.parquet").to_pylist()
+    for row in rows:
+        row["source_uri"] = str(shutil.copy(row["source_uri"], tmp_path))
+    pq.write_table(catalog.table(rows, catalog.CLIPS), few / "clips" / "part-0.parquet")
+    shard(str(few), str(out), CONFIG, inline=True)
+    for row in rows:
+        Path(row["source_uri"]).unlink()
+    assert shards_edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
+    assert verify(str(out)).ok
+    with Loader(str(out), CONFIG.train.loader, seed=0, global_batch=1, tasks=("avatar_sync", "i2v")) as loader:
+        batch = next(loader)
+    outside = (batch["cond_avatar"] - batch["latents"]).float()[..., :2].abs().mean()  # left of the face: as the video
+    assert outside < 0.5 * batch["latents"].float()[..., :2].abs().mean()

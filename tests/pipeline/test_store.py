@@ -7,8 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -109,37 +107,6 @@ def test_credentials_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
         assert leak not in clean
     assert "host/a" in clean and "size=3" in clean and clean.endswith("end")
     assert store.redact("videos/it's a test, token count.mp4") == "videos/it's a test, token count.mp4"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A local S3 server and an empty bucket."""
-    server_module = pytest.importorskip("moto.server")
-    server = server_module.ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {
-        "AWS_ACCESS_KEY_ID": "testing-key",
-        "AWS_SECRET_ACCESS_KEY": "testing-secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    import fsspec
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    bucket = f"b{uuid.uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(bucket)
-    yield f"s3://{bucket}"
-    server.stop()
-    for key, value in before.items():
-        if value is None:
-            os.environ.pop(key)
-        else:
-            os.environ[key] = value
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_an_object_store_behaves_as_a_disk_does(s3: str, tmp_path: Path) -> None:
