@@ -99,10 +99,11 @@ def split_groups(
         known = taken.get(group) or taken.get(video)
         if known:
             split[group] = known
+    old = set(split)
     for group in sorted(set(group_of.values()) - set(split)):
         split[group] = _place(_unit_hash(cfg.seed, group), shares)
     for name in [n for n, share in shares.items() if share > 0 and n not in split.values() and n not in taken.values()]:
-        spare = [g for g, s in split.items() if s == "train" and g not in taken]
+        spare = [g for g, s in split.items() if s == "train" and g not in old]
         if sum(s == "train" for s in split.values()) > 1 and spare:
             split[min(spare, key=lambda g: _unit_hash(cfg.seed, f"{name}:{g}"))] = name
     return group_of, split

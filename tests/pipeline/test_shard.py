@@ -405,3 +405,32 @@ def test_a_condition_is_made_from_the_stored_video_when_the_source_is_gone(world
         batch = next(loader)
     outside = (batch["cond_avatar"] - batch["latents"]).float()[..., :2].abs().mean()  # left of the face: as the video
     assert outside < 0.5 * batch["latents"].float()[..., :2].abs().mean()
+
+
+@pytest.mark.slow
+def test_the_real_vae_s_code_makes_shards_too(world: Path, tmp_path: Path) -> None:
+    """A Wan VAE of the real layout, narrow and with random weights: causal, so that the stored conditions are exact."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=16, num_res_blocks=1)
+    vae.save_pretrained(tmp_path / "vae")
+    config = schema.load("tiny", ["codec.kind=wan", f"codec.path={tmp_path / 'vae'}", "encode.batch=2"])
+    few, out = make_catalog(world, 2, "wan"), tmp_path / "d"
+    shard(str(few), str(out), config, inline=True)
+    assert verify(str(out)).ok
+    description = json.loads((out / DATASET_FILE).read_bytes())
+    assert description["encoders"]["codec"]["name"] == "Wan2.1 VAE"
+    _, tensors, files = sample_of(out)
+    meta = json.loads(files["json"])
+    start = meta["start_frame"]
+    frames = read_clip(meta["source_uri"], start, start + 33, width=96, height=96, crop=meta["crop"]).frames
+    video = torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    mask = masks.pixel_mask("flf2v", 33, 96, 96)
+    codec = load_encoders(config.model, config.pipeline.encode).codec
+    want = codec.encode(conditions.masked_video(video, mask))[0].to(torch.bfloat16)
+    got = conditions.condition(
+        "flf2v", tensors["latents"], i2v=tensors["cond_i2v"], flf2v_last=tensors["cond_flf2v_last"],
+        mask4=masks.latent_mask(mask),
+    )  # fmt: skip
+    torch.testing.assert_close(got[4:].float(), want.float(), rtol=0.02, atol=0.02)
