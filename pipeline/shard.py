@@ -307,7 +307,10 @@ def join_fields(out: str, index: pa.Table) -> pa.Table:
 def refresh(index: pa.Table, clips: pa.Table) -> pa.Table:
     """Verdict, tier and scores as the catalog has them now; samples whose clip is gone keep theirs."""
     names = [name for name in shard_plan.CARRIED if name != "speaker"]
-    now = {row["clip_id"]: row for row in clips.select(["clip_id", *names]).to_pylist()}
+    now: dict[str, dict[str, Any]] = {}
+    for row in clips.select(["clip_id", *names]).to_pylist():
+        if row["verdict"] == "keep" or row["clip_id"] not in now:  # a file under two names: one of its rows is kept
+            now[row["clip_id"]] = row
     for name in names:
         old = index[name].to_pylist()
         values = [now[c][name] if c in now else v for c, v in zip(index["clip_id"].to_pylist(), old, strict=True)]

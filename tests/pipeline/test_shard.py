@@ -216,6 +216,15 @@ def test_a_new_verdict_changes_the_index_and_no_tar(world: Path, tmp_path: Path)
     assert verdicts[rows[0]["clip_id"]] == "reject" and digests(out) == before
 
 
+def test_a_file_under_two_names_stays_kept(world: Path, tmp_path: Path) -> None:
+    few = make_catalog(world, 2, "twice")
+    rows = pq.read_table(few / "clips" / "part-0.parquet").to_pylist()
+    rows.append(rows[0] | {"source_uri": "copy.mp4", "verdict": "reject", "duplicate_of": rows[0]["clip_id"]})
+    pq.write_table(catalog.table(rows, catalog.CLIPS), few / "clips" / "part-0.parquet")
+    shard(str(few), str(tmp_path / "d"), CONFIG, inline=True)
+    assert set(pq.read_table(tmp_path / "d" / INDEX_FILE)["verdict"].to_pylist()) == {"keep"}
+
+
 def test_an_unreadable_clip_is_named_and_changes_no_other_sample(world: Path, tmp_path: Path) -> None:
     few = make_catalog(world, 4, "broken")
     rows = pq.read_table(few / "clips" / "part-0.parquet").to_pylist()
