@@ -8,8 +8,6 @@ the end of every run, so a new threshold costs no decoding.
 from __future__ import annotations
 
 import functools
-import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +15,17 @@ import pyarrow as pa
 
 from configs.errors import EchoForgeError
 from curation import backends, catalog
+from curation.again import analyse_again, outdated
 from curation.analyse import analyse_video
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.sources import Source, expand
-from pipeline import engine, store, tables
+from pipeline import engine, reuse, store, tables
 from pipeline.config import PipelineConfig
 from pipeline.ledger import Failure, Ledger, Result, Unit, unit_id
-from pipeline.progress import Progress
+from pipeline.progress import Progress, plain_console
 from pipeline.summary import CurateSummary, publish, summarise
+from pipeline.timing import Stopwatch, timed
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
 
@@ -35,18 +35,27 @@ class CurateWorker:
 
     def __init__(self, cfg: CurationConfig) -> None:
         self._cfg = cfg
-        self._backends = backends.load(cfg)
+        self._watch = Stopwatch()
+        self._backends = timed(backends.load(cfg), self._watch)
 
     def run(self, payload: dict[str, Any]) -> Result:
-        """``payload``: ``uri`` and what a manifest says of it."""
-        started = time.process_time()
-        facts = {key: payload[key] for key in ("caption", "speaker", "licence", "source")}
+        """``payload``: ``uri``, what a manifest says of it, and where rows of an earlier analysis are, if any."""
+        self._watch.reset()
         with store.local_copy(payload["uri"]) as path:  # one download instead of a range request per packet
-            video, clips = analyse_video(str(path), self._cfg, backends=self._backends, spans=payload["spans"], **facts)
+            video, clips = self._analyse(str(path), payload)
         for row in (video, *clips):
             row["source_uri"] = store.redact(payload["uri"])
-        seconds = float(video.get("duration_s") or 0.0)
-        return Result({"videos": [video], "clips": clips}, seconds, {"analyse": time.process_time() - started})
+        return Result({"videos": [video], "clips": clips}, float(video.get("duration_s") or 0.0), self._watch.read())
+
+    def _analyse(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        facts = {key: payload[key] for key in ("caption", "speaker", "licence", "source", "spans")}
+        if "earlier" in payload:
+            unit, where = payload["earlier"]
+            rows = reuse.rows(unit, where.part, TABLES)
+            if rows is not None and len(rows["videos"]) == 1:
+                before = rows["videos"][0], rows["clips"]
+                return analyse_again(path, self._cfg, backends=self._backends, run=where.run, before=before, **facts)
+        return analyse_video(path, self._cfg, backends=self._backends, **facts)
 
 
 def curate(
@@ -79,8 +88,8 @@ def curate(
     store.sweep(out)
     found = expand(sources, cfg)[:limit]
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
-    _tell_changes(out, ledger, quiet)
     units = plan(found, pipeline_cfg)
+    units = _with_earlier(ledger, units, quiet)
     watcher = None if quiet else Progress("curate", "videos", store.join(out, "status.json"))
     execution = pipeline_cfg.execution
     outcome = engine.run(
@@ -137,7 +146,7 @@ def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = N
     return Unit(
         id=unit_id(source.uri, size, tag, repr(said)),
         payload=payload,
-        key=source.uri,
+        key=store.redact(source.uri),
         fingerprint=f"{size}:{tag}",
         cost=float(max(size, 1)),
         budget_s=execution.budget_s + execution.budget_per_mb * size / 1e6,
@@ -190,14 +199,16 @@ def _with_quarantine(videos: pa.Table, aside: list[Failure]) -> pa.Table:
     return pa.concat_tables([videos, catalog.table(rows, VIDEOS)]) if rows else videos
 
 
-def _tell_changes(out: str, ledger: Ledger, quiet: bool) -> None:
-    """Say before starting what a changed parameter costs."""
-    url = store.join(out, "ledger", "curate", "latest.json")
-    before = json.loads(store.read_bytes(url)) if store.exists(url) else None
-    if before is not None and (changed := ledger.changed_parameters(before)) and not quiet:
-        from pipeline.progress import plain_console
-
-        plain_console().print(
-            f"changed since the last run: {', '.join(changed)}; the videos are analysed again with the new parameters."
-        )
-    store.write_bytes(url, json.dumps(dict(ledger.parameters)).encode())
+def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
+    """Units that another set of parameters has rows for get them to start from; says what will be computed again."""
+    done = ledger.done()
+    missing = [unit for unit in units if unit.id not in done]
+    earlier = reuse.find(ledger, missing, outdated) if missing else {}
+    changed = reuse.changes(ledger)
+    if missing and (changed or earlier) and not quiet:
+        say = plain_console()
+        if changed:
+            say.print(f"changed since the last run: {', '.join(changed)}.", markup=False, highlight=False)
+        for line in reuse.sentences(missing, earlier, ledger.parameters, "videos"):
+            say.print(line, markup=False, highlight=False)
+    return reuse.with_earlier(units, earlier)

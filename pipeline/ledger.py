@@ -47,6 +47,7 @@ RECORD = pa.schema(
     ]
 )
 Rows = Mapping[str, list[dict[str, Any]]]
+_MERGED_GROUP = 1024  # units of a row group in a merged part: what is read to find the rows of one of them
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,16 @@ class Ledger:
                 ids.update(units)
         return ids
 
+    def where(self) -> dict[str, str]:
+        """The part file that holds each unit that is done, by unit."""
+        parts = self._parts()
+        found = {p.name[2:-8]: p.url for p in parts if p.name.startswith("u-")}
+        grouped = [p.url for p in parts if not p.name.startswith("u-")]
+        with ThreadPoolExecutor(8) as pool:
+            for url, units in zip(grouped, pool.map(_units, grouped), strict=True):
+                found |= dict.fromkeys(units, url)
+        return found
+
     def records(self) -> pa.Table:
         """The :data:`RECORD` columns of every unit, each unit once."""
         urls = [p.url for p in self._parts()]
@@ -278,7 +289,7 @@ class Ledger:
             table = pa.concat_tables(_read(p.url) for p in group)
             table = table.take(pa.array(_first(table["unit"]), pa.int64()))
             name = f"m-{unit_id(*sorted(table['unit'].to_pylist()))}.parquet"
-            store.write_table(store.join(self.parts, name), table)
+            store.write_table(store.join(self.parts, name), table, row_group=_MERGED_GROUP)
             for part in group:
                 if part.name != name:
                     store.remove(part.url)

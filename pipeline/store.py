@@ -159,6 +159,20 @@ def _list_remote(url: str) -> Iterator[Entry]:
             yield Entry(fs.unstrip_protocol(item["name"]), name, int(item["size"] or 0), _tag(item))
 
 
+def folders(url: str) -> list[str]:
+    """The folders directly in a folder, by name; one that does not exist has none."""
+    if not is_remote(url):
+        return sorted(str(p) for p in local(url).iterdir() if p.is_dir()) if local(url).is_dir() else []
+    fs, path = filesystem(url)
+    fs.invalidate_cache()
+    try:
+        items = retrying(lambda: fs.ls(path, detail=True), f"listing '{url}'")
+    except FileNotFoundError:
+        return []
+    found = (PurePosixPath(i["name"].rstrip("/")).name for i in items if i["type"] == "directory")
+    return [join(url, name) for name in sorted(found)]
+
+
 def entry(url: str) -> Entry:
     """Size and tag of one file, without reading it.
 
@@ -319,10 +333,10 @@ def remove_tree(url: str) -> None:
         retrying(lambda: fs.rm(path, recursive=True), f"removing '{url}'")
 
 
-def write_table(url: str, table: pa.Table) -> None:
-    """Write a Parquet file atomically (zstd)."""
+def write_table(url: str, table: pa.Table, row_group: int | None = None) -> None:
+    """Write a Parquet file atomically (zstd), with ``row_group`` rows in a row group (None: the library's choice)."""
     with writing(url) as path:
-        pq.write_table(table, path, compression="zstd")
+        pq.write_table(table, path, compression="zstd", row_group_size=row_group)
 
 
 @contextlib.contextmanager

@@ -42,10 +42,18 @@ def analyse(
     return {"video_id": video, "source_uri": uri, "duration_s": 10.0}, clips
 
 
+def again(uri: str, cfg: Any, *, run: Any, before: Any, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Notes which operators are asked for; the rows stay."""
+    CALLS.append(f"{Path(uri).name}: {', '.join(sorted(run))}")
+    return before
+
+
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS.clear()
     monkeypatch.setattr(curate, "analyse_video", analyse)
+    monkeypatch.setattr(curate, "analyse_again", again)
+    monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
     monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
     monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
 
@@ -96,19 +104,34 @@ def test_a_threshold_decides_again_without_analysing(videos: Path, tmp_path: Pat
     assert "sharpness" in str(catalog.explain(str(out), again[4]["clip_id"], config.curation))
 
 
-def test_a_changed_parameter_analyses_again_and_says_so(
+def test_a_changed_parameter_computes_its_operator_and_what_depends_on_it_and_says_so(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    run(videos, out)
-    CALLS.clear()
     base = ["execution.rows_per_file=4", "decide.min_sharpness=0.3"]
+
+    def ran_after(*overrides: str) -> tuple[list[str], str]:
+        CALLS.clear()
+        curate.curate([str(videos)], str(out), schema.load("tiny", [*base, *overrides]), inline=True)
+        return sorted(call.rpartition(".mp4")[2] for call in CALLS), capsys.readouterr().err
+
+    ran_after()
     before = rows(out)
-    curate.curate([str(videos)], str(out), schema.load("tiny", [*base, "faces.side=200"]), inline=True)
-    assert len(CALLS) == 3 and "faces" in capsys.readouterr().err
-    CALLS.clear()
-    run(videos, out)
-    assert CALLS == [] and rows(out) == before, "switching back finds what was done"
+    ran, said = ran_after("text.rate=0.7")
+    assert ran == [": text"] * 3
+    assert (
+        "changed since the last run: text." in said and "computed again: text; kept as it is: captions, clips" in said
+    )
+    assert rows(out) == before
+    (videos / "new.mp4").write_text("1")
+    ran, said = ran_after("faces.side=200")
+    assert ran == ["", *[": captions, faces, quality, sync, text"] * 3], "from the rows that need least"
+    assert "3 videos: computed again" in said and "1 videos: analysed whole" in said
+    ran, said = ran_after("clips.max_frames=65")
+    assert ran == [""] * 4 and "4 videos: analysed whole" in said
+    ran, said = ran_after("faces.side=200")
+    assert ran == [] and "computed again" not in said, "switching back finds what was done"
+    (videos / "new.mp4").unlink()
 
 
 def test_a_catalog_grows_and_a_changed_file_replaces_its_rows(videos: Path, tmp_path: Path) -> None:

@@ -1,0 +1,167 @@
+"""A video looked at again by some operators only: the others' scores are taken from its earlier rows.
+
+What an operator's result depends on is written here once. A changed operator that only measures clips (text, quality,
+sound …) needs the clips and the face tracks, and both are in the rows: one decoding pass with that operator alone, no
+shots, no faces. Sync scores need the face of every frame, which rows do not hold: for them shots and faces are found
+again, and nothing else runs. Where clips themselves may change (`video`, `shots`, `clips`), everything depends on it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
+
+from configs.errors import EchoForgeError
+from curation.analyse import analyse_video
+from curation.backends import FRAME_OPERATORS, SOUND_OPERATORS, Backends
+from curation.captions import captions
+from curation.catalog import CLIPS
+from curation.config import CurationConfig
+from curation.framepass import FramePass, every, open_video, picture
+from curation.operators import ClipContext, FrameOperator, Span
+from curation.soundread import SoundReader
+
+Row = dict[str, Any]
+Rows = tuple[Row, list[Row]]
+"""A row of `catalog.VIDEOS` and the rows of `catalog.CLIPS`."""
+
+WHOLE = frozenset({"video", "shots", "clips"})
+"""A change of these can move clips, so every operator depends on them."""
+DEPENDENTS: dict[str, tuple[str, ...]] = {
+    "faces": ("sync", "text", "quality", "captions"),  # crops; text and sharpness are weighed by the face's place
+    "sync": ("captions",),  # which face speaks
+    "sound": ("captions",),  # the template says whether someone talks
+}
+"""Operator → those that use its result. Operators not named here are used by none."""
+_SYNC_COLUMNS = ("av_offset", "conf", "dist")  # of a track: no part of what other operators see
+
+
+def outdated(before: Mapping[str, str], now: Mapping[str, str]) -> frozenset[str] | None:
+    """The operators to run again when parameter hashes change from ``before`` to ``now`` (both by operator).
+
+    Returns:
+        Changed and new operators and all that depend on them; None when that is every operator.
+    """
+    run = {name for name, digest in now.items() if before.get(name) != digest}
+    if run & WHOLE:
+        return None
+    waiting = list(run)
+    while waiting:
+        for dependent in DEPENDENTS.get(waiting.pop(), ()):
+            if dependent not in run:
+                run.add(dependent)
+                waiting.append(dependent)
+    return frozenset(run)
+
+
+def analyse_again(
+    uri: str,
+    cfg: CurationConfig,
+    *,
+    backends: Backends,
+    run: Set[str],
+    before: Rows,
+    spans: Sequence[tuple[float, float]] = (),
+    caption: str | None = None,
+    **facts: str | None,
+) -> Rows:
+    """As `analyse_video`, with only the operators ``run`` at work.
+
+    Args:
+        run: as :func:`outdated` gives it.
+        before: the video's rows from an earlier analysis of the same bytes.
+        facts: ``speaker``, ``licence``, ``source``, as a manifest says.
+
+    Returns:
+        Rows equal to those of a whole analysis.
+    """
+
+    def whole(backends: Backends = backends) -> Rows:
+        return analyse_video(uri, cfg, backends=backends, spans=spans, caption=caption, **facts)
+
+    video, clips = before[0], [{name: clip.get(name) for name in CLIPS.names} for clip in before[1]]
+    if video.get("error_stage"):
+        return whole()
+    few = _only(backends, run)
+    if run & {"faces", "sync"}:
+        again, found = whole(few)
+        if again.get("error_stage") or [_place(c) for c in found] != [_place(c) for c in clips]:
+            return whole()
+        kept = _columns_of(backends, run)
+        return again, [new | {name: old[name] for name in kept} for new, old in zip(found, clips, strict=True)]
+    try:
+        if run & {*FRAME_OPERATORS, *SOUND_OPERATORS}:
+            _look(uri, cfg, few, clips)
+        if "captions" in run:
+            for clip in clips:
+                clip["captions"] = captions(uri, clip, cfg.captions, caption)
+    except EchoForgeError:  # the whole analysis says where and why, in a row
+        return whole()
+    return {name: value for name, value in video.items() if value is not None}, clips
+
+
+def _only(backends: Backends, run: Set[str]) -> Backends:
+    frames = zip(FRAME_OPERATORS, backends.frame_operators, strict=True)
+    sounds = zip(SOUND_OPERATORS, backends.sound_operators, strict=True)
+    return replace(
+        backends,
+        sync=backends.sync if "sync" in run else None,
+        frame_operators=tuple(make for name, make in frames if name in run),
+        sound_operators=tuple(make for name, make in sounds if name in run),
+    )
+
+
+def _columns_of(backends: Backends, run: Set[str]) -> list[str]:
+    """Columns of the clips table that the operators not in ``run`` wrote."""
+    makers: list[tuple[str, Any]] = [
+        *zip(FRAME_OPERATORS, backends.frame_operators, strict=True),
+        *zip(SOUND_OPERATORS, backends.sound_operators, strict=True),
+    ]
+    kept = [column for name, make in makers if name not in run for column in make().columns]
+    return kept if "captions" in run else [*kept, "captions"]
+
+
+def _place(clip: Row) -> tuple[int, int]:
+    return clip["start_frame"], clip["end_frame"]
+
+
+def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row]) -> None:
+    """Run the operators of ``backends`` over the known ``clips`` (in order) and write their columns into them."""
+    with open_video(uri, cfg.video, identify=False) as video:
+        info = video.info
+        operators: list[FrameOperator] = [make() for make in backends.frame_operators]
+        if operators:
+            waiting = deque(clips)
+            for tick in FramePass(video, cfg.video).run():
+                for operator in operators:
+                    if tick.index % every(operator.needs) == 0:
+                        operator.frame(picture(tick, operator.needs, info.width, info.height))
+                tick.frame.release()
+                while waiting and waiting[0]["end_frame"] <= tick.index + 1:
+                    _answer(operators, waiting.popleft(), info.width, info.height, info.fps)
+            for clip in waiting:
+                _answer(operators, clip, info.width, info.height, info.fps)
+        if backends.sound_operators:
+            _listen(uri, info.origin_s, backends, clips)
+
+
+def _answer(operators: list[FrameOperator], clip: Row, width: int, height: int, fps: float) -> None:
+    tracks = tuple({k: v for k, v in track.items() if k not in _SYNC_COLUMNS} for track in clip["tracks"] or ())
+    active = max(range(len(tracks)), key=lambda i: tracks[i]["size_px"] * tracks[i]["frac_present"], default=None)
+    context = ClipContext(width, height, fps, tracks, active)
+    for operator in operators:
+        clip |= operator.clip(Span(clip["start_frame"], clip["end_frame"]), context)
+
+
+def _listen(uri: str, origin_s: float, backends: Backends, clips: list[Row]) -> None:
+    with SoundReader(uri, origin_s) as sound:
+        if not sound.present:
+            return
+        listeners = [make() for make in backends.sound_operators]
+        for clip in clips:
+            sound.forget(clip["start_frame"])
+            heard = sound.read(clip["start_frame"], clip["end_frame"])
+            for listener in listeners:
+                clip |= listener.clip(heard.pcm, heard.native, heard.rate)
