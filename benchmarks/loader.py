@@ -79,6 +79,18 @@ def raw_pass(root: Path, threads: int) -> tuple[float, int]:
     return seconds, total
 
 
+def passes_of(root: Path) -> int:
+    """Batches of one pass (of one sample each)."""
+    with Loader(root, config(1, 0), seed=0, tasks=("i2v", "flf2v"), once=True, pin=False) as loader:
+        return len(loader)
+
+
+def _resident_mb() -> float:
+    """Memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
 def measure(root: Path, threads: int, prefetch: int, rounds: int) -> dict[str, Any]:
     """All figures."""
     result: dict[str, Any] = {"threads": threads, "prefetch": prefetch, "bucket": BUCKET}
@@ -97,6 +109,11 @@ def measure(root: Path, threads: int, prefetch: int, rounds: int) -> dict[str, A
             "mb_per_s": round(statistics.median(speeds), 1),
             "rounds": [round(r, 3) for r in ratios],
         }
+    before = _resident_mb()
+    for _ in range(rounds):
+        one_pass(root, threads, prefetch)
+    result["resident_mb"] = {"batch": round(total / 1e6 / passes_of(root), 1), "after_one_pass": before,
+                             f"after_{rounds}_more": _resident_mb()}  # fmt: skip
     drop_pages(root)
     seconds, waited, _ = one_pass(root, threads, prefetch, step_s=0.5)
     result["wait_share_of_0.5s_steps"] = round(waited / seconds, 5)
