@@ -73,4 +73,7 @@ def parameters(cfg: CurationConfig) -> dict[str, str]:
     hashes = {name: strict.digest(getattr(cfg, name)) for name in sections}
     sync = {k: v for k, v in strict.to_dict(cfg.sync).items() if k not in ("required", "fit")}
     dedup_scan = {k: getattr(cfg.dedup, k) for k in ("rate", "side")}  # the rest is decided later, from the hashes
-    return hashes | {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}
+    hashes |= {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}
+    versions = {o.name: o.version for o in (text.TextOperator, quality.QualityOperator, dedup.HashOperator)}
+    versions[sound.SpeechOperator.name] = sound.SpeechOperator.version
+    return {name: f"{digest}.{versions.get(name, 1)}" for name, digest in hashes.items()}

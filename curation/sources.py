@@ -31,7 +31,7 @@ _MEDIA = frozenset(
 _SIDECARS = frozenset((".txt", ".json", ".csv", ".parquet", ".md", ".srt", ".vtt", ".jpg", ".png", ".flac", ".html"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One video to curate. ``spans`` are seconds [start, end) to look at; none: all of it."""
 

@@ -14,6 +14,8 @@ from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from pipeline import store
+from pipeline.ledger import Ledger
+from pipeline.reuse import latest
 from pipeline.summary import CurateSummary, count, publish, summarise
 from pipeline.tables import read, rewrite
 
@@ -26,17 +28,21 @@ class Status:
     videos: dict[str, int]
     clips: dict[str, int]
     errors: list[tuple[str, str]]  # file, sentence
+    quarantined: list[tuple[str, str]]  # file, cause
     progress: dict[str, Any] | None
 
     def __str__(self) -> str:
         count = ", ".join(f"{n} {v}" for v, n in sorted(self.videos.items()))
-        lines = [f"{self.catalog}: {sum(self.videos.values())} videos ({count})"]
+        lines = [f"{self.catalog}: {sum(self.videos.values())} videos" + (f" ({count})" if count else " in the tables")]
         lines.append("clips: " + (", ".join(f"{n} {v}" for v, n in sorted(self.clips.items())) or "none"))
         if self.progress:
             lines.append(f"last run: {self.progress['done']} of {self.progress['total']} videos done")
-        lines += [f"error: {uri}: {sentence}" for uri, sentence in self.errors[:50]]
-        if len(self.errors) > 50:
-            lines.append(f"… and {len(self.errors) - 50} more")
+        for kind, found in (("error", self.errors), ("quarantined", self.quarantined)):
+            lines += [f"{kind}: {uri}: {sentence}" for uri, sentence in found[:50]]
+            if len(found) > 50:
+                lines.append(f"… and {len(found) - 50} more")
+        if self.quarantined:
+            lines.append("`curate … --retry-failed` tries the quarantined files again.")
         return "\n".join(lines)
 
     def __rich__(self) -> str:
@@ -68,17 +74,30 @@ class Explanation:
 
 
 def status(catalog_dir: str) -> Status:
-    """Counts by verdict, and the files that could not be used with their sentences."""
-    videos = read(catalog_dir, "videos", VIDEOS, ["source_uri", "verdict", "error"])
-    clips = read(catalog_dir, "clips", CLIPS, ["verdict"])
-    broken = videos.filter(pc.equal(videos["verdict"], "error"))
+    """Counts by verdict, the files that could not be used or were given up with their sentences, and the last run.
+
+    Of a first run that has not ended there are no tables yet: what the ledger says is shown.
+
+    Raises:
+        EchoForgeError: nothing is there, or the tables are half-written.
+    """
+    root = store.join(catalog_dir, "ledger", "curate")
+    parameters = latest(root)
+    failures = Ledger(root, {"videos": VIDEOS, "clips": CLIPS}, parameters).quarantined() if parameters else {}
     url = store.join(catalog_dir, "status.json")
+    progress = json.loads(store.read_bytes(url)) if store.exists(url) else None
+    aside = {failure.key: failure.cause for failure in failures.values()}
+    if progress and not store.listing(store.join(catalog_dir, "clips"), ".parquet"):
+        return Status(catalog_dir, {}, {}, [], sorted(aside.items()), progress)
+    videos = read(catalog_dir, "videos", VIDEOS, ["source_uri", "verdict", "error_stage", "error"])
+    clips = read(catalog_dir, "clips", CLIPS, ["verdict"])
+    broken = videos.filter(pc.equal(videos["verdict"], "error")).to_pylist()
+    in_tables = {row["source_uri"]: row["error"] for row in broken if row["error_stage"] == "quarantine"}
+    known = set(videos["source_uri"].to_pylist())
+    aside = in_tables | {key: cause for key, cause in aside.items() if key not in known}
+    errors = [(row["source_uri"], row["error"]) for row in broken if row["error_stage"] != "quarantine"]
     return Status(
-        catalog_dir,
-        count(videos["verdict"]),
-        count(clips["verdict"]),
-        list(zip(broken["source_uri"].to_pylist(), broken["error"].to_pylist(), strict=True)),
-        json.loads(store.read_bytes(url)) if store.exists(url) else None,
+        catalog_dir, count(videos["verdict"]), count(clips["verdict"]), errors, sorted(aside.items()), progress
     )
 
 

@@ -18,8 +18,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def run_on_ray(
         EngineError: no node has room for one worker, or workers cannot start.
         EchoForgeError: what the worker's start or a commit raised.
     """
-    with session(address, share, cfg.object_store_mb), tempfile.TemporaryDirectory(prefix="echoforge-") as scratch:
+    with (
+        session(address, share, cfg.object_store_mb, dashboard=cfg.dashboard) as dashboard,
+        tempfile.TemporaryDirectory(prefix="echoforge-") as scratch,
+    ):
+        schedule.linked(dashboard)
         pool = _Pool(schedule, make_worker, ledger, share, Path(scratch))
         try:
             pool.work()
@@ -60,8 +65,24 @@ def run_on_ray(
 
 
 @contextlib.contextmanager
-def session(address: str | None, share: WorkerShare, object_store_mb: int) -> Iterator[None]:
-    """A Ray that is there already, the cluster at ``address``, or one started in this process and ended with it."""
+def session(
+    address: str | None, share: WorkerShare, object_store_mb: int, *, dashboard: bool = False
+) -> Iterator[str | None]:
+    """A Ray that is there already, the cluster at ``address``, or one started in this process and ended with it.
+
+    Args:
+        dashboard: of a Ray started here.
+
+    Yields:
+        The address of the dashboard, if one is on.
+
+    Raises:
+        EngineError: Ray does not start, or the cluster cannot be joined.
+    """
+    if dashboard and not address and find_spec("aiohttp_cors") is None:
+        raise EngineError(
+            "execution.dashboard is on, but Ray's dashboard is not installed: pip install 'ray[default]'."
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray prints a paragraph about every dead worker into the middle of the progress; the ledger has the cause.
@@ -69,7 +90,7 @@ def session(address: str | None, share: WorkerShare, object_store_mb: int) -> It
     import ray
 
     if ray.is_initialized():
-        yield
+        yield None
         return
     root = str(Path(__file__).resolve().parents[1])
     before = os.environ.get("PYTHONPATH")
@@ -78,14 +99,14 @@ def session(address: str | None, share: WorkerShare, object_store_mb: int) -> It
     folder = None
     try:
         if address:
-            ray.init(address=address, **quiet)
+            context = ray.init(address=address, **quiet)
         else:
             folder = _ray_folder()
-            ray.init(
+            context = ray.init(
                 address="local",
                 num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
                 object_store_memory=object_store_mb * 2**20,
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 _temp_dir=folder,
                 **quiet,
             )
@@ -98,11 +119,15 @@ def session(address: str | None, share: WorkerShare, object_store_mb: int) -> It
         else:
             os.environ["PYTHONPATH"] = before
     try:
-        yield
+        yield _dashboard(context.dashboard_url)
     finally:
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _dashboard(url: str | None) -> str | None:
+    return url and (url if "://" in url else f"http://{url}")
 
 
 def _ray_folder() -> str:
@@ -256,14 +281,8 @@ class _Pool:
 
     def _room(self) -> int:
         """How many workers the living nodes can hold, at most ``share.count``."""
-        share, room = self.share, 0
-        for node in self.ray.nodes():
-            if node["Alive"]:
-                has = node["Resources"]
-                limits = [has.get("memory", 0.0) // (share.memory_mb * 2**20)]
-                limits += [has.get("CPU", 0.0) // share.cpus] if share.cpus else []
-                limits += [has.get("GPU", 0.0) // share.gpus] if share.gpus else []
-                room += int(min(limits))
+        share = self.share
+        room = sum(places(node["Resources"], share) for node in self.ray.nodes() if node["Alive"])
         if room == 0 and not self.busy and not self.idle:
             raise EngineError(
                 f"no machine has room for one worker of {share.cpus:g} CPUs, {share.gpus:g} GPUs and "
@@ -321,6 +340,19 @@ class _Pool:
             if running.batch and not running.killed and now - running.since > running.allowed:
                 running.killed = True
                 self.ray.kill(running.actor, no_restart=True)
+
+
+def places(has: Mapping[str, float], share: WorkerShare) -> int:
+    """How many workers fit a machine with these Ray resources. A fraction of a GPU lies on one GPU."""
+    nearly = 1e-6  # 1 // 0.1 is 9
+    limits = [has.get("memory", 0.0) / (share.memory_mb * 2**20)]
+    if share.cpus:
+        limits.append(has.get("CPU", 0.0) / share.cpus)
+    if 0 < share.gpus < 1:
+        limits.append(int(has.get("GPU", 0.0)) * int(1 / share.gpus + nearly))
+    elif share.gpus:
+        limits.append(has.get("GPU", 0.0) / share.gpus)
+    return int(min(limits) + nearly)
 
 
 def _last_words(running: _Running, error: Exception) -> tuple[str, str, bool]:

@@ -32,6 +32,7 @@ class ExecutionConfig:
     node_losses: int  # a unit may lose so many nodes under it before it is suspected itself
     merge_parts: int  # more part files than this are merged when a run ends
     rows_per_file: int  # of the finished tables
+    dashboard: bool = False  # of a Ray started here (needs ray[default]); a cluster's own is linked in any case
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from configs.errors import EchoForgeError
 from curation import backends, catalog
-from curation.again import analyse_again, outdated
+from curation.again import Rows, analyse_again, outdated
 from curation.analyse import analyse_video
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
@@ -28,6 +29,16 @@ from pipeline.summary import CurateSummary, publish, summarise
 from pipeline.timing import Stopwatch, timed
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
+SAID = ("caption", "speaker", "licence", "source")
+"""What a manifest may say of a video."""
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """The payload of a unit."""
+
+    source: Source
+    earlier: tuple[str, reuse.Earlier] | None = None  # the unit's id, and where its rows of other parameters are
 
 
 class CurateWorker:
@@ -38,19 +49,21 @@ class CurateWorker:
         self._watch = Stopwatch()
         self._backends = timed(backends.load(cfg), self._watch)
 
-    def run(self, payload: dict[str, Any]) -> Result:
-        """``payload``: ``uri``, what a manifest says of it, and where rows of an earlier analysis are, if any."""
+    def run(self, payload: Video) -> Result:
+        """The rows of one video."""
         self._watch.reset()
-        with store.local_copy(payload["uri"]) as path:  # one download instead of a range request per packet
+        uri = payload.source.uri
+        with store.local_copy(uri) as path:  # one download instead of a range request per packet
             video, clips = self._analyse(str(path), payload)
         for row in (video, *clips):
-            row["source_uri"] = store.redact(payload["uri"])
+            row["source_uri"] = store.redact(uri)
         return Result({"videos": [video], "clips": clips}, float(video.get("duration_s") or 0.0), self._watch.read())
 
-    def _analyse(self, path: str, payload: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        facts = {key: payload[key] for key in ("caption", "speaker", "licence", "source", "spans")}
-        if "earlier" in payload:
-            unit, where = payload["earlier"]
+    def _analyse(self, path: str, payload: Video) -> Rows:
+        source = payload.source
+        facts: dict[str, Any] = {key: getattr(source, key) for key in (*SAID, "spans")}
+        if payload.earlier:
+            unit, where = payload.earlier
             rows = reuse.rows(unit, where.part, TABLES)
             if rows is not None and len(rows["videos"]) == 1:
                 before = rows["videos"][0], rows["clips"]
@@ -90,15 +103,14 @@ def curate(
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
     units = plan(found, pipeline_cfg)
     units = _with_earlier(ledger, units, quiet)
-    watcher = None if quiet else Progress("curate", "videos", store.join(out, "status.json"))
+    watcher = Progress("curate", "videos", store.join(out, "status.json"), plain_console(quiet))
     execution = pipeline_cfg.execution
     outcome = engine.run(
         units, functools.partial(CurateWorker, cfg), ledger, execution.curate, execution,
         inline=inline, ray_address=ray_address, retry_failed=retry_failed, watcher=watcher,
     )  # fmt: skip
     wanted, aside = current(ledger, units)
-    timings = watcher.timings if watcher else {}
-    facts = {"seconds": timings, "video_seconds": outcome.amount, "sources": len(found)}
+    facts = {"seconds": watcher.timings, "video_seconds": outcome.amount, "sources": len(found)}
     videos = _with_quarantine(_concat(ledger, "videos", wanted, VIDEOS), aside)
 
     def read_clips(columns: list[str]) -> Iterator[pa.Table]:
@@ -137,15 +149,11 @@ def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = N
         size, tag = there.size, there.tag
     except (OSError, EchoForgeError):
         size, tag = 0, "unreadable"  # the analysis will say why, in a row
-    payload = {
-        "uri": source.uri, "spans": source.spans, "caption": source.caption, "speaker": source.speaker,
-        "licence": source.licence, "source": source.source,
-    }  # fmt: skip
     execution = cfg.execution
-    said = (*source.spans, source.caption, source.speaker, source.licence, source.source)
+    said = (*source.spans, *(getattr(source, key) for key in SAID))
     return Unit(
         id=unit_id(source.uri, size, tag, repr(said)),
-        payload=payload,
+        payload=Video(source),
         key=store.redact(source.uri),
         fingerprint=f"{size}:{tag}",
         cost=float(max(size, 1)),
@@ -211,4 +219,9 @@ def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
             say.print(f"changed since the last run: {', '.join(changed)}.", markup=False, highlight=False)
         for line in reuse.sentences(missing, earlier, ledger.parameters, "videos"):
             say.print(line, markup=False, highlight=False)
-    return reuse.with_earlier(units, earlier)
+    return [
+        replace(unit, payload=replace(unit.payload, earlier=(unit.id, earlier[unit.id])))
+        if unit.id in earlier
+        else unit
+        for unit in units
+    ]

@@ -24,7 +24,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from configs.errors import EchoForgeError, MissingWeights
@@ -52,6 +52,9 @@ class Watcher(Protocol):
     def begin(self, total: int, done: int) -> None:
         """Before the first unit: how many there are, and how many of them were done before."""
 
+    def linked(self, dashboard: str) -> None:
+        """Ray's dashboard is at this address."""
+
     def update(self, receipt: Receipt | None, in_flight: int, workers: int) -> None:
         """After every receipt, and about once a second without one."""
 
@@ -70,6 +73,7 @@ class Done:
     seconds: float
     amount: float
     timings: dict[str, float]
+    share: float = 0.0  # of the cost of all units that were missing, 0..1
 
 
 @dataclass(frozen=True)
@@ -225,6 +229,7 @@ class Schedule:
         self._in_a_row = 0
         self._cap = 1
         self._seconds = self._cost = 0.0
+        self._whole = sum(max(unit.cost, 1e-9) for unit in self.queue)
 
     def __len__(self) -> int:
         return len(self.queue) + len(self.suspects) + len(self.crashers)
@@ -253,6 +258,7 @@ class Schedule:
         if receipt.fatal:
             raise receipt.fatal
         by_id = {unit.id: unit for unit in batch}
+        receipt.done = [replace(d, share=max(by_id[d.unit].cost, 1e-9) / self._whole) for d in receipt.done]
         for item in receipt.done:
             self._seconds += item.seconds
             self._cost += max(by_id[item.unit].cost, 1e-9)
@@ -291,6 +297,11 @@ class Schedule:
                 self.died([unit], f"lost its machine {self._losses[unit.id]} times", "", crashed=True)
             else:
                 self.queue.appendleft(unit)
+
+    def linked(self, dashboard: str | None) -> None:
+        """Tell the watcher where Ray's dashboard is, if there is one."""
+        if dashboard and self.watcher:
+            self.watcher.linked(dashboard)
 
     def tick(self, in_flight: int, workers: int) -> None:
         """Let the watcher look."""

@@ -50,7 +50,7 @@ Rows = Mapping[str, list[dict[str, Any]]]
 _MERGED_GROUP = 1024  # units of a row group in a merged part: what is read to find the rows of one of them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A piece of work.
 

@@ -1,4 +1,4 @@
-"""What a person sees while units run: one live line with a rate and an ETA, plain lines where there is no terminal.
+"""What a person sees while units run: one live table with a rate and an ETA, plain lines where there is no terminal.
 
 The same numbers go to ``status.json`` for other programs.
 """
@@ -6,6 +6,7 @@ The same numbers go to ``status.json`` for other programs.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import store
 from pipeline.engine import Receipt
@@ -20,6 +22,7 @@ from pipeline.ledger import Failure
 
 _PLAIN_EVERY_S = 10.0
 _STATUS_EVERY_S = 5.0
+_OPERATORS = 8  # shown, the dearest first
 
 
 class Progress:
@@ -30,11 +33,14 @@ class Progress:
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
         self._total = self._before = self._done = 0
+        self._share = 0.0  # of the work that was missing
         self._failures: list[Failure] = []
         self._amount = 0.0  # seconds of video
-        self._memory: dict[str, int] = {"peak": 0}
+        self._memory = 0
         self._timings: dict[str, float] = {}
         self._running = (0, 0)
+        self._dashboard: str | None = None
+        self._state = "starting"
         self._started = self._told = self._wrote = time.monotonic()
 
     @property
@@ -44,38 +50,45 @@ class Progress:
 
     def begin(self, total: int, done: int) -> None:
         """Before the first unit."""
-        self._total, self._before = total, done
+        self._total, self._before, self._state = total, done, "running"
         self._started = time.monotonic()
         if done:
-            self._console.print(f"{self._title}: {done} of {total} {self._noun} were done before.", highlight=False)
+            self._print(f"{self._title}: {done} of {total} {self._noun} were done before.")
         if self._console.is_terminal and total > done:
             self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
+        self._write()
+
+    def linked(self, dashboard: str) -> None:
+        """Ray's dashboard is at this address."""
+        self._dashboard = dashboard
+        self._print(f"Ray's dashboard: {dashboard}")
 
     def update(self, receipt: Receipt | None, in_flight: int, workers: int) -> None:
         """After every receipt, and about once a second."""
         self._running = (in_flight, workers)
         if receipt is not None:
             self._done += len(receipt.done)
-            self._memory["peak"] = max(self._memory["peak"], receipt.memory)
+            self._memory = max(self._memory, receipt.memory)
             for done in receipt.done:
                 self._amount += done.amount
+                self._share += done.share
                 for name, seconds in done.timings.items():
                     self._timings[name] = self._timings.get(name, 0.0) + seconds
         now = time.monotonic()
-        if self._live is not None:
-            self._live.update(self._table())
-        elif now - self._told >= _PLAIN_EVERY_S:
+        if self._live is None and now - self._told >= _PLAIN_EVERY_S:
             self._told = now
-            self._console.print(self._line(), highlight=False)
-        if self._status and now - self._wrote >= _STATUS_EVERY_S:
+            self._print(self._line())
+        if now - self._wrote >= _STATUS_EVERY_S:
             self._wrote = now
             self._write()
+        if self._live is not None:
+            self._live.update(self._table())
 
     def failed(self, failure: Failure) -> None:
         """A unit went into quarantine."""
         self._failures.append(failure)
-        self._console.print(f"set aside: {failure.key}: {failure.cause}", highlight=False, markup=False)
+        self._print(f"set aside: {failure.key}: {failure.cause}")
 
     def end(self) -> None:
         """No more units."""
@@ -83,57 +96,77 @@ class Progress:
             self._live.stop()
             self._live = None
         if self._done:
-            self._console.print(self._line(), highlight=False)
-        if self._status:
-            self._write()
+            self._print(self._line())
+            if shares := self._shares():
+                self._print(f"{self._title}: time went to {shares}")
+        self._state = "ended"
+        self._write()
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """What ``status.json`` holds."""
         seconds = max(time.monotonic() - self._started, 1e-9)
-        left = self._total - self._before - self._done - len(self._failures)
-        rate = self._done / seconds
+        whole = sum(self._timings.values())
+        ended = self._state == "ended"
         return {
+            "state": self._state,
             "done": self._before + self._done,
             "total": self._total,
-            "left": left,
+            "left": self._total - self._before - self._done - len(self._failures),
             "failed": len(self._failures),
-            "units_per_s": rate,
+            "failures": [{"key": f.key, "cause": f.cause} for f in self._failures[-20:]],
+            "units_per_s": self._done / seconds,
             "video_hours_per_hour": self._amount / seconds,
-            "eta_s": left / rate if rate else None,
+            "eta_s": None if ended or not self._share else seconds * max(0.0, 1.0 - self._share) / self._share,
             "elapsed_s": seconds,
-            "peak_worker_mb": self._memory["peak"] / 2**20,
+            "peak_worker_mb": self._memory / 2**20,
             "running": self._running[0],
             "workers": self._running[1],
+            "operators": {name: value / whole for name, value in self._timings.items()} if whole else {},
+            "dashboard": self._dashboard,
+            "pid": os.getpid(),
+            "time": time.time(),
         }
 
     def _line(self) -> str:
-        f = self._facts()
-        eta = "?" if f["eta_s"] is None else _clock(f["eta_s"])
+        f = self.facts()
+        eta = f"{_clock(f['eta_s'])} left, " if f["eta_s"] else ""
         failed = f", {f['failed']} set aside" if f["failed"] else ""
         return (
             f"{self._title}: {f['done']}/{f['total']} {self._noun}{failed}, {f['units_per_s']:.2f}/s, "
-            f"{f['video_hours_per_hour']:.1f} video hours an hour, {eta} left"
+            f"{f['video_hours_per_hour']:.1f} video hours an hour, {eta}{f['peak_worker_mb']:.0f} MB a worker"
         )
 
+    def _shares(self) -> str:
+        shares = self.facts()["operators"]
+        dearest = sorted(shares, key=lambda name: -shares[name])[:_OPERATORS]
+        return " · ".join(f"{name} {shares[name]:.0%}" for name in dearest)
+
     def _table(self) -> Table:
-        f = self._facts()
-        table = Table(title=self._title, title_justify="left", show_header=True, header_style="bold")
-        for name in (self._noun, "left", "set aside", "video h / h", "ETA", "workers", "peak memory"):
-            table.add_column(name, justify="right")
-        eta = "?" if f["eta_s"] is None else _clock(f["eta_s"])
+        f = self.facts()
+        notes = [f"time: {shares}"] if (shares := self._shares()) else []
+        notes += [f"dashboard: {self._dashboard}"] if self._dashboard else []
+        table = Table(title=self._title, title_justify="left", caption_justify="left", header_style="bold")
+        table.caption = Text("\n".join(notes)) if notes else None
+        for name in (self._noun, "left", "set aside", "video h/h", "ETA", "at work", "memory"):
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_row(
-            f"{f['done']}/{f['total']}", str(f["left"]), str(f["failed"]), f"{f['video_hours_per_hour']:.1f}", eta,
-            str(f["workers"]), f"{f['peak_worker_mb']:.0f} MB",
+            f"{f['done']}/{f['total']}", str(f["left"]), str(f["failed"]), f"{f['video_hours_per_hour']:.1f}",
+            "…" if f["eta_s"] is None else _clock(f["eta_s"]), f"{f['running']} of {f['workers']}",
+            f"{f['peak_worker_mb']:.0f} MB",
         )  # fmt: skip
         return table
 
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
     def _write(self) -> None:
-        assert self._status is not None
-        store.write_bytes(self._status, json.dumps(self._facts(), indent=1).encode())
+        if self._status:
+            store.write_bytes(self._status, json.dumps(self.facts(), indent=1).encode())
 
 
-def plain_console() -> Console:
+def plain_console(quiet: bool = False) -> Console:
     """Where progress goes: standard error, so that results can be piped."""
-    return Console(file=sys.stderr)
+    return Console(file=sys.stderr, quiet=quiet)
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -54,14 +54,6 @@ def find(ledger: Ledger, units: Iterable[Unit], outdated: Outdated) -> dict[str,
     return found
 
 
-def with_earlier(units: Iterable[Unit], earlier: Mapping[str, Earlier]) -> list[Unit]:
-    """The units with what is known of them in their payload, under ``earlier``."""
-    return [
-        replace(unit, payload={**unit.payload, "earlier": (unit.id, earlier[unit.id])}) if unit.id in earlier else unit
-        for unit in units
-    ]
-
-
 def rows(unit: str, part: str, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]] | None:
     """The rows of one unit in a part file, by table; None when the file or the unit is gone."""
     try:
@@ -83,13 +75,21 @@ def _place(part: str) -> dict[str, tuple[int, int]]:
     return {unit: (g, i) for g, units in enumerate(groups) for i, unit in enumerate(units.to_pylist())}
 
 
+def latest(root: str) -> dict[str, str] | None:
+    """The parameters of the last run of a stage."""
+    url = store.join(root, "latest.json")
+    if not store.exists(url):
+        return None
+    parameters: dict[str, str] = json.loads(store.read_bytes(url))
+    return parameters
+
+
 def changes(ledger: Ledger) -> list[str]:
     """Operators whose parameters differ from those of the last run; the present ones are noted for the next."""
-    url = store.join(ledger.root, "latest.json")
-    before = json.loads(store.read_bytes(url)) if store.exists(url) else None
+    before = latest(ledger.root)
     changed = ledger.changed_parameters(before) if before is not None else []
     if before is None or changed:
-        store.write_bytes(url, json.dumps(dict(ledger.parameters)).encode())
+        store.write_bytes(store.join(ledger.root, "latest.json"), json.dumps(dict(ledger.parameters)).encode())
     return changed
 
 

@@ -44,7 +44,7 @@ class StoreError(EchoForgeError):
     """A place that cannot be read or written: wrong address, no permission, no space left."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file of a listing. ``tag`` changes when the file changes: an etag, or modification time."""
 

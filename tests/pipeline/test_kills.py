@@ -161,6 +161,8 @@ def test_a_node_that_dies_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: 
 
         def begin(self, total: int, done: int) -> None: ...
 
+        def linked(self, dashboard: str) -> None: ...
+
         def update(self, receipt: engine.Receipt | None, in_flight: int, workers: int) -> None:
             seen.append(workers)
             before, self.done = self.done, self.done + (len(receipt.done) if receipt else 0)
