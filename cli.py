@@ -337,9 +337,9 @@ def shards_inspect(
 @shards_app.command("stats")
 def shards_stats(dataset: str) -> None:
     """Samples, hours, buckets, splits, and bytes by field."""
-    from pipeline.shards_stats import stats
+    from pipeline.shards_stats import described, stats
 
-    _print_table(dataset, ["", ""], [[name, value] for name, value in stats(dataset).items()])
+    _print_table(dataset, ["", ""], described(stats(dataset)))
 
 
 @shards_app.command("add")

@@ -73,6 +73,27 @@ def stats_of(table: pa.Table) -> dict[str, Any]:
     }
 
 
+def described(totals: dict[str, Any]) -> list[tuple[str, str]]:
+    """:func:`stats_of` as rows for a person: (what, how much)."""
+    rows = [
+        ("samples", f"{totals['samples']} ({totals['hours']:.2f} h) of {totals['videos']} videos"),
+        (
+            "tars",
+            f"{totals['tars']}, {totals['bytes'] / 1e6:.1f} MB; {totals['terabytes_per_1500_hours']:.2f} TB for 1,500 h",
+        ),
+    ]
+    for name in ("split", "bucket", "verdict"):
+        counts = totals[f"samples_by_{name}"].items()
+        rows.append((f"by {name}", "\n".join(f"{count:>8}  {value}" for value, count in counts)))
+    samples = max(totals["samples"], 1)
+    fields = totals["bytes_by_field"].items()
+    rows.append(("kB a sample", "\n".join(f"{size / samples / 1e3:>8.1f}  {name}" for name, size in fields)))
+    for name, item in totals["scores"].items():
+        parts = [f"{key} {item[key]:.3g}" for key in ("min", "median", "max") if key in item]
+        rows.append((name, ", ".join(parts) + f" ({item['measured']} samples)" if parts else "not measured"))
+    return rows
+
+
 def _field(name: str) -> str:
     return "text" if name.startswith("text.") else name
 

@@ -31,6 +31,7 @@ from model import conditions, masks
 from pipeline import store
 from pipeline.encode import load_encoders
 from pipeline.shard import shard
+from pipeline.shards_stats import described, stats
 from pipeline.shards_verify import verify
 from train.config import KeepConfig
 from train.loader import Loader
@@ -109,6 +110,9 @@ def test_the_dataset_is_complete(world: Path) -> None:
     table = pq.read_table(dataset / INDEX_FILE)
     assert set(table["video_id"].to_pylist()) == {catalog.video_id(p) for p in (world / "videos").glob("*.mp4")}
     assert json.loads((dataset / DATASET_FILE).read_bytes())["totals"]["samples"] == table.num_rows
+    shown = dict(described(stats(str(dataset))))
+    assert shown["samples"].startswith(f"{table.num_rows} (") and shown["sync_c"] == "not measured"
+    assert "latents" in shown["kB a sample"] and "96x96x33" in shown["by bucket"]
     assert "stand-in" in (dataset / CARD_FILE).read_text() and "CC0-1.0" in (dataset / CARD_FILE).read_text()
     assert "null" in load_safetensors((dataset / PROMPTS_FILE).read_bytes())
     assert not list(dataset.rglob("*.tmp")) and not list(dataset.rglob("*.pkl"))
