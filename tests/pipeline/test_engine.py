@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from configs.errors import MissingWeights
 from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import EngineError, Outcome
-from pipeline.ledger import Ledger, Unit, unit_id
+from pipeline.ledger import Ledger, Result, Unit, unit_id
 
 # Ray's workers must be able to import the workers of these tests by name.
 _HERE = str(Path(__file__).parent)
@@ -119,6 +120,31 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(tm
     assert "time budget of 1.5 s" in causes["n90"]
     assert "memory" in causes["n120"]
     assert "no such luck" in causes["n150"]
+
+
+def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_path: Path) -> None:
+    """Ray keeps answers below 100 kB out of its object store; rows go from the worker's process to the part file."""
+    where = ledger(tmp_path)
+    where.prepare()
+
+    class Heavy:
+        def run(self, payload: object) -> Result:
+            return Result({"squares": [{"number": n, "square": n} for n in range(100_000)]}, timings={"op": 1.0})
+
+    receipt = engine.run_batch(Heavy(), units(8), where, "v")
+    assert len(receipt.done) == 8 and len(pickle.dumps(receipt)) < 20_000
+    assert sum(table.num_rows for table in where.read("squares")) == 800_000
+
+
+def test_shares_say_how_many_workers_fit_and_a_fraction_lies_on_one_gpu() -> None:
+    from pipeline.cluster import places
+
+    machine = {"CPU": 8.0, "GPU": 2.0, "memory": 64.0 * 2**30}
+    for cpus, gpus, memory_mb, fit in (
+        (1, 0, 1000, 8), (0.1, 0, 100, 80), (1, 0.1, 1000, 8), (0.1, 0.1, 100, 20), (1, 0.6, 1000, 2), (0, 1, 1000, 2),
+        (1, 0, 40_000, 1), (1, 4, 1000, 0), (3, 0, 1000, 2),
+    ):  # fmt: skip
+        assert places(machine, WorkerShare(0, cpus, gpus, memory_mb, 2 * memory_mb)) == fit, (cpus, gpus, memory_mb)
 
 
 @pytest.fixture(autouse=True)

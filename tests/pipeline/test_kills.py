@@ -183,3 +183,40 @@ def test_a_node_that_dies_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: 
     assert outcome.quarantined == [] and max(seen) >= 3
     rows = sorted(n for table in ledger.read("squares") for n in table["number"].to_pylist())
     assert rows == list(range(300))
+
+
+FULL = """
+import os, subprocess, sys
+mount, marks, source = sys.argv[1:4]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", mount], check=True)
+driver = [sys.executable, "-c", source, mount + "/ledger", marks]
+first = subprocess.run(driver, capture_output=True, text=True, check=False)
+left = subprocess.run(["find", mount, "-name", "*.tmp"], capture_output=True, text=True, check=True).stdout
+subprocess.run(["mount", "-o", "remount,size=50m", mount], check=True)
+second = subprocess.run(driver, capture_output=True, text=True, check=False)
+print(first.returncode, repr(first.stderr.strip().splitlines()[-1:]), repr(left), second.stdout.splitlines()[-1])
+from pathlib import Path
+sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
+import workers
+from pipeline.ledger import Ledger
+ledger = Ledger(mount + "/ledger", workers.TABLES, {"square": "1"})
+print(sorted(n for t in ledger.read("squares") for n in t["number"].to_pylist()) == list(range(COUNT)))
+"""
+
+
+def test_a_disk_that_is_full_ends_the_run_in_one_sentence_and_the_next_one_continues(tmp_path: Path) -> None:
+    """A real small file system, in a name space of its own."""
+    mount, marks = tmp_path / "small", tmp_path / "marks"
+    mount.mkdir()
+    marks.mkdir()
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no user mount a file system of his own")
+    source = DRIVER.format(root=str(ROOT), here=str(HERE), count=COUNT)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])}
+    command = ["unshare", "-rm", sys.executable, "-c", FULL.replace("COUNT", str(COUNT)), str(mount), str(marks), source]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, equal = done.stdout.splitlines()
+    assert "no space is left; free some and run again" in first and first.startswith("1 "), first
+    assert '"aside": 0' in first and '"before": 0' not in first, first
+    assert equal == "True"

@@ -1,0 +1,56 @@
+"""What is shown while units run: a live table on a terminal, plain lines elsewhere, the same numbers for programs."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.engine import Done, Receipt
+from pipeline.ledger import Failure
+from pipeline.progress import Progress
+
+
+def watched(console: Console, status: Path) -> Progress:
+    progress = Progress("curate", "videos", str(status), console)
+    progress.begin(12, 2)
+    progress.linked("http://127.0.0.1:8265")
+    time.sleep(0.05)
+    done = [Done("u", 1.0, 3600.0, {"faces": 3.0, "text": 1.0}, share=0.1)] * 4
+    progress.update(Receipt(done=done, memory=700 << 20), 1, 2)
+    progress.failed(Failure("x", "vid[bold]eos/é\n.mp4", "", "it hung.", "", 2, 0.0))
+    return progress
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_same_facts_for_people_and_for_programs(tmp_path: Path, terminal: bool) -> None:
+    text = io.StringIO()
+    progress = watched(Console(file=text, force_terminal=terminal, width=110), tmp_path / "status.json")
+    if terminal:
+        time.sleep(0.3)
+        for word in ("6/12", "ETA", "faces 75%", "text 25%", "700 MB", "8265", "1 of 2"):
+            assert word in text.getvalue()
+    progress.end()
+    shown = text.getvalue()
+    for word in (
+        "2 of 12 videos were done before",
+        "set aside: vid[bold]eos/é",
+        "it hung.",
+        "6/12 videos, 1 set aside",
+    ):
+        assert word in shown
+    assert terminal or "\x1b" not in shown
+    facts = json.loads((tmp_path / "status.json").read_text())
+    assert (facts["state"], facts["done"], facts["left"], facts["failed"]) == ("ended", 6, 5, 1)
+    assert facts["operators"] == {"faces": 0.75, "text": 0.25} and facts["dashboard"].endswith(":8265")
+    assert facts["video_hours_per_hour"] > 1000
+
+
+def test_the_time_left_follows_the_work_and_not_the_count(tmp_path: Path) -> None:
+    progress = watched(Console(quiet=True), tmp_path / "status.json")
+    facts = progress.facts()
+    assert facts["eta_s"] == pytest.approx(facts["elapsed_s"] * 0.6 / 0.4, rel=0.01)
