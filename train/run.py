@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,7 @@ class _Run:
         self.validation = self._validation()
         self._stop = threading.Event()
         self._base_loss: float | None = None
+        self._reported: tuple[int, float] | None = None  # step and time of the last printed line
 
     def __enter__(self) -> _Run:
         if threading.current_thread() is threading.main_thread():
@@ -163,7 +165,7 @@ class _Run:
             return True
         self.loader.seek(self.loader.order.position_of(progress.step))
         until = stage.last if max_steps is None else min(stage.last, max_steps)
-        self._base_loss = None
+        self._base_loss = self._reported = None
         with self._method(stage) as method:
             if stage.cfg.kind == "ndpo" and self.validation is not None:
                 self._base_loss = self.validation.losses()["loss"]
@@ -195,7 +197,9 @@ class _Run:
                 "waited": report.waited,
             }
             self.log.write("step", step, {"stage": stage.name, "taken": report.taken} | values | timing)
-            rate = 1.0 / max(report.seconds, 1e-9)
+            since, at = self._reported or (report.step, time.perf_counter() - report.seconds)
+            self._reported = step, time.perf_counter()
+            rate = (step - since) / max(time.perf_counter() - at, 1e-9)  # validation and checkpoints included
             self.log.progress(step, stage.last, stage.name, values.get("loss", float("nan")), rate)
         every = self.cfg.log.validate_every
         if every and step % every == 0 and step < stage.last:
