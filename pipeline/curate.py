@@ -170,11 +170,22 @@ def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = N
     return Unit(
         id=unit_id(source.uri, size, tag, repr(said)),
         payload=Video(source),
-        key=store.redact(source.uri) if store.is_remote(source.uri) else source.uri,
+        key=_key(source.uri) if store.is_remote(source.uri) else source.uri,
         fingerprint=f"{size}:{tag}",
         cost=float(max(size, 1)),
         budget_s=execution.budget_s + execution.budget_per_mb * size / 1e6,
     )
+
+
+def _key(uri: str) -> str:
+    """A remote name without credentials."""
+    folder, _, name = uri.rpartition("/")
+    return store.redact(uri) if any(c in name for c in "@=&?;") else f"{_folder_key(folder)}/{name}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _folder_key(folder: str) -> str:
+    return store.redact(folder)
 
 
 def current(ledger: Ledger, units: list[Unit]) -> tuple[set[str], list[Failure]]:

@@ -105,6 +105,14 @@ def test_credentials_are_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
     clean = store.redact(text)
     for leak in ("hunter2", "abc123", "AKIAX", "wJalrXUtnFEMIK7MDENG"):
         assert leak not in clean
+    monkeypatch.setenv("FSSPEC_S3_KEY", "fsspec-key-id")
+    monkeypatch.setenv("MY_STORE_PASSWORD", "correct horse battery")
+    options = {"key": "AKIAIOSFODNN7EXAMPLE", "secret": "s3cr3t/slash+", "account_key": "azurekey==", "token": "t0k"}
+    shown = store.redact(f"storage_options={options} s3://u:p@ss@host/b fsspec-key-id, correct horse battery")
+    for leak in ("AKIAIOSF", "s3cr3t", "azurekey", "t0k", "p@ss", "ss@host", "fsspec-key-id", "correct horse"):
+        assert leak not in shown, shown
+    assert "host/b" in shown
+    assert store.redact("https://host/a@b/c.mp4 me@home.org") == "https://host/a@b/c.mp4 me@home.org"
     assert "host/a" in clean and "size=3" in clean and clean.endswith("end")
     assert store.redact("videos/it's a test, token count.mp4") == "videos/it's a test, token count.mp4"
 
