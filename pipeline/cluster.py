@@ -14,6 +14,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -92,6 +93,8 @@ def session(
     if ray.is_initialized():
         yield None
         return
+    if address:
+        _answers(address)
     root = str(Path(__file__).resolve().parents[1])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
@@ -124,6 +127,20 @@ def session(
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # `auto`: Ray knows where to look
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise EngineError(
+            f"no Ray cluster answers at '{address}' ({error}); start one with `ray start --head`, or leave "
+            "--ray-address out to run on this machine."
+        ) from error
 
 
 def _dashboard(url: str | None) -> str | None:

@@ -214,3 +214,40 @@ def test_no_credentials_in_anything_that_is_written(
     assert json.loads((out / "run.json").read_text())["config"]["curation"]["faces"]["weights"].startswith(
         "https://***"
     )
+
+
+def test_sources_and_catalog_in_an_object_store_and_no_credentials_there(
+    s3: str, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number, file in enumerate(sorted(videos.iterdir())):
+        store.write_bytes(f"{s3}/raw/{number} $(x).mp4", file.read_bytes())
+    store.write_bytes(f"{s3}/raw/poison.mp4", b"poison")
+    out = f"{s3}/catalog"
+    config = schema.load("tiny", ["execution.rows_per_file=4", "decide.min_sharpness=0.3"])
+    summary = curate.curate([f"{s3}/raw"], out, config, inline=True)
+    assert summary.clips == {"keep": 8, "reject": 2} and len(summary.set_aside) == 1
+    CALLS.clear()
+    again = curate.curate([f"{s3}/raw"], out, config, inline=True)
+    assert CALLS == [] and again.clips == summary.clips
+    assert "quarantined: " in (shown := str(catalog.status(out))) and "poison.mp4: RuntimeError: cannot" in shown
+    assert "--retry-failed" in shown
+    assert catalog.redecide(out, schema.load("tiny", ["decide.min_sharpness=0.9"])).clips == {"keep": 3, "reject": 7}
+    fs, root = store.filesystem(out)
+    written = b"".join(fs.cat_file(path) for path in fs.find(root)) + "".join(capfd.readouterr()).encode()
+    assert b"testing-secret" not in written and b"testing-key" not in written and len(fs.find(root)) > 6
+
+
+def test_status_of_a_first_run_that_has_not_ended(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    (videos / "a poison.mp4").write_text("poison")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(curate.tables, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(videos, out)
+    shown = str(catalog.status(str(out)))
+    assert "3 of 4 videos done" in shown and "a poison.mp4: RuntimeError: cannot" in shown

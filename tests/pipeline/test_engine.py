@@ -136,6 +136,11 @@ def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_pat
     assert sum(table.num_rows for table in where.read("squares")) == 800_000
 
 
+def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no Ray cluster answers at '127.0.0.1:9'"):
+        run(ledger(tmp_path), units(3), inline=False, ray_address="127.0.0.1:9")
+
+
 def test_shares_say_how_many_workers_fit_and_a_fraction_lies_on_one_gpu() -> None:
     from pipeline.cluster import places
 
