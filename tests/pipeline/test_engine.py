@@ -137,7 +137,7 @@ def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_pat
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="no Ray cluster answers at '127.0.0.1:9'"):
+    with pytest.raises(EngineError, match="no Ray cluster answers"):
         run(ledger(tmp_path), units(3), inline=False, ray_address="127.0.0.1:9")
 
 
