@@ -243,9 +243,11 @@ def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
     if missing and (changed or earlier) and not quiet:
         say = plain_console()
         if changed:
-            say.print(f"changed since the last run: {', '.join(changed)}.", markup=False, highlight=False)
+            say.print(
+                f"changed since the last run: {', '.join(changed)}.", markup=False, highlight=False, soft_wrap=True
+            )
         for line in reuse.sentences(missing, earlier, ledger.parameters, "videos"):
-            say.print(line, markup=False, highlight=False)
+            say.print(line, markup=False, highlight=False, soft_wrap=True)
     return [
         replace(unit, payload=replace(unit.payload, earlier=(unit.id, earlier[unit.id])))
         if unit.id in earlier

@@ -129,6 +129,8 @@ class Progress:
 
     def _line(self) -> str:
         f = self.facts()
+        if not self._done and self._state == "running":
+            return f"{self._title}: {f['done']}/{f['total']} {self._noun}, {f['running']} at work, none has ended yet"
         eta = f"{_clock(f['eta_s'])} left, " if f["eta_s"] else ""
         failed = f", {f['failed']} set aside" if f["failed"] else ""
         return (
