@@ -25,7 +25,7 @@ from curation.captions import captions
 from curation.catalog import FPS
 from curation.clips import ClipCutter
 from curation.config import CurationConfig
-from curation.faces import Face, FaceTracker, TrackBox
+from curation.faces import Face, FaceTracker, NearFaces, TrackBox
 from curation.framepass import FramePass, Tick, every, open_video, picture, scaled
 from curation.media import MediaError, MediaInfo
 from curation.operators import ClipContext, FrameNeed, Span
@@ -107,6 +107,7 @@ class _Analysis:
         self._shots = ShotDetector(cfg.shots)
         self._cutter = ClipCutter(cfg.clips)
         self._face_need = FrameNeed(cfg.faces.rate, cfg.faces.side)
+        self._faces = NearFaces(backends.detector, cfg.faces)
         self._tracker = FaceTracker(cfg.faces, every(self._face_need))
         self._operators = [make() for make in backends.frame_operators]
         self._listeners = [make() for make in backends.sound_operators]
@@ -149,7 +150,7 @@ class _Analysis:
 
     def _detect(self, tick: Tick) -> None:
         seen = picture(tick, self._face_need, self._info.width, self._info.height)
-        faces = self._backends.detector.detect(seen.image)
+        faces = self._faces.detect(seen.image)
         self._tracker.detected(tick.index, [_scaled_up(face, seen.scale) for face in faces])
 
     def _settle(self, until: int) -> None:

@@ -55,6 +55,8 @@ class FacesConfig:
     side: int  # longer side of the pictures searched
     min_score: float | None  # null: the detector's own
     min_share: float  # smallest face looked for, share of the shorter side
+    gate_change: float  # grey levels; where no more changed since the whole picture was searched, faces are followed
+    full_every: int  # every so many looks the whole picture is searched all the same; 1: always
     iou: float  # overlap that continues a track
     max_gap_s: float  # a track may miss its face so long
     min_hits: int  # detections that make a track
