@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+import xxhash
 
 from benchmarks.synthetic_shards import Sizes, sample_tensors, write_dataset
 from configs.dataset_schema import INDEX_FILE
@@ -164,7 +165,8 @@ def nan(dataset: Path) -> str:
     data = bytearray((dataset / ref["tar"]).read_bytes())
     data[ref["offset"] : ref["offset"] + 2] = b"\xc0\x7f"
     (dataset / ref["tar"]).write_bytes(data)
-    ref["sha256"] = hashlib.sha256(data[ref["offset"] : ref["offset"] + ref["length"]]).hexdigest()[:16]
+    changed = data[ref["offset"] : ref["offset"] + ref["length"]]
+    ref["sha256"], ref["xxh3"] = hashlib.sha256(changed).hexdigest()[:16], xxhash.xxh3_64_hexdigest(changed)
     pq.write_table(type(table).from_pylist(rows, schema=table.schema), dataset / INDEX_FILE)
     return f"{rows[1]['sample_id']}: tensor 'latents' holds NaN"
 
