@@ -28,7 +28,7 @@ def test_inline_equals_ray_on_whole_cpus_and_on_shares_of_a_gpu(tmp_path: Path) 
     videos = tmp_path / "videos"
     puppets.make(videos, 4, 11, config.curation.puppets, False)
     first = next(videos.glob("*.mp4"))
-    shutil.copy(first, videos / "-it's \"a\"\n$(copy) 日本.mp4")
+    shutil.copy(first, videos / '-it\'s "a"\n$(copy) 日本.mp4')
     (videos / "broken.mp4").write_bytes(first.read_bytes()[:2000])
     curate([str(videos)], str(tmp_path / "inline"), config, inline=True, quiet=True)
     # Half a GPU each: two workers lie on the one GPU that this Ray claims to have.

@@ -213,7 +213,16 @@ def test_a_disk_that_is_full_ends_the_run_in_one_sentence_and_the_next_one_conti
         pytest.skip("this system lets no user mount a file system of his own")
     source = DRIVER.format(root=str(ROOT), here=str(HERE), count=COUNT)
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)])}
-    command = ["unshare", "-rm", sys.executable, "-c", FULL.replace("COUNT", str(COUNT)), str(mount), str(marks), source]
+    command = [
+        "unshare",
+        "-rm",
+        sys.executable,
+        "-c",
+        FULL.replace("COUNT", str(COUNT)),
+        str(mount),
+        str(marks),
+        source,
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     first, equal = done.stdout.splitlines()
