@@ -117,29 +117,40 @@ def _remote(name: str, cfg: CurationConfig) -> Iterator[Source]:
         yield from _file(uri, cfg) if len(files) == 1 else [Source(uri, source=_parent(uri))]
 
 
+_NAMES = ("uri", "source_uri", "path", "url", "file", "video")
+
+
 def _manifest(name: str, cfg: CurationConfig) -> Iterator[Source]:
     """CSV, TSV or Parquet: a column uri (or path, url, file, video), and if present start, end (seconds), licence,
     source, speaker, and the caption column of the configuration. Rows of one uri become its spans."""
     spans: dict[str, list[tuple[float, float]]] = {}
     facts: dict[str, dict[str, Any]] = {}
     for row in _rows(name):
-        uri = next((str(row[k]) for k in ("uri", "source_uri", "path", "url", "file", "video") if row.get(k)), None)
+        uri = next((str(row[k]) for k in _NAMES if row.get(k)), None)
         if uri is None:
             raise EchoForgeError(f"{name} has no column that names the videos; call it 'uri' or 'path'.")
-        uri = uri if "://" in uri or Path(uri).is_absolute() else str(PurePosixPath(name).parent / uri)
+        uri = _beside(name, uri)
         facts.setdefault(uri, row)
         start, end = row.get("start") or row.get("start_s"), row.get("end") or row.get("end_s")
         if start not in (None, "") and end not in (None, ""):
             spans.setdefault(uri, []).append(_span(start, end, name))
+    stem = PurePosixPath(name).stem
     for uri, row in facts.items():
         yield Source(
             uri,
-            source=str(row.get("source") or PurePosixPath(name).stem),
+            source=str(row.get("source") or stem),
             licence=row.get("licence") or row.get("license") or None,
             spans=tuple(sorted(spans.get(uri, []))),
             caption=row.get(cfg.captions.column) or None,
             speaker=row.get("speaker") or None,
         )
+
+
+def _beside(name: str, uri: str) -> str:
+    """``uri`` as it is when it is absolute or a URL, else relative to the file ``name``."""
+    return (
+        uri if uri.startswith("/") or "://" in uri or Path(uri).is_absolute() else str(PurePosixPath(name).parent / uri)
+    )
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:
@@ -157,7 +168,7 @@ def _list(name: str) -> Iterator[Source]:
         for line in file:
             uri, *times = line.strip().split("\t") if "\t" in line else [line.strip()]
             if uri and not uri.startswith("#"):
-                where = uri if "://" in uri or Path(uri).is_absolute() else str(PurePosixPath(name).parent / uri)
+                where = _beside(name, uri)
                 span = (_span(times[0], times[1], name),) if len(times) >= 2 else ()
                 yield Source(where, source=PurePosixPath(name).stem, spans=span)
 
