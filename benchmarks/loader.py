@@ -97,11 +97,12 @@ def measure(root: Path, threads: int, prefetch: int, rounds: int) -> dict[str, A
     for name, prepare in (("cold", drop_pages), ("cached", lambda _: None)):
         ratios, speeds = [], []
         passes: Callable[[Path], None] = prepare
-        for _ in range(rounds):
-            passes(root)
-            raw_s, raw_bytes_read = raw_pass(root, threads)
-            passes(root)
-            seconds, _, total = one_pass(root, threads, prefetch)
+        for number in range(rounds):
+            taken: dict[str, Any] = {}
+            for way in ("raw", "loader") if number % 2 else ("loader", "raw"):  # neither is always the second
+                passes(root)
+                taken[way] = raw_pass(root, threads) if way == "raw" else one_pass(root, threads, prefetch)
+            (raw_s, raw_bytes_read), (seconds, _, total) = taken["raw"], taken["loader"]
             ratios.append((total / seconds) / (raw_bytes_read / raw_s))
             speeds.append(total / seconds / 1e6)
         result[name] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_a_bad_sample_is_skipped_identically_at_every_world_size(
 ) -> None:
     bad = damage(own_dataset)
     one = read_world(own_dataset, 1, 6)
-    assert read_world(own_dataset, 3, 6) == one and read_world(own_dataset, 2, 6) == one
+    assert all(read_world(own_dataset, world, 6) == one for world in (2, 3, 4))
     used = {sample for step in one for sample, _, _ in step}
     assert bad not in used and {weight for step in one for _, weight, _ in step} == {0.0, 1.0}
     with (
@@ -238,6 +239,23 @@ def test_nan_is_named_even_when_its_digest_is_right(tmp_path: Path, monkeypatch:
     with Loader(tmp_path, config(global_batch=6), seed=1) as loader:
         batch = next(loader)
     assert made[0] not in batch.sample_ids and "NaN" in batch.skipped[0] and made[0] in batch.skipped[0]
+    with (
+        Loader(tmp_path, config(global_batch=6, bad_samples="stop"), seed=1) as loader,
+        pytest.raises(EchoForgeError, match="NaN"),
+    ):
+        next(loader)
+
+
+def test_nothing_is_left_running(dataset: Path) -> None:
+    """No worker process ever, and no thread after the end, also in the middle of a pass."""
+    before = {thread.ident for thread in threading.enumerate()}
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    processes = children.read_text() if children.exists() else ""
+    with Loader(dataset, config(), seed=1) as loader:
+        next(loader)
+        assert {t.name.split("_")[0] for t in threading.enumerate() if t.ident not in before} == {"loader"}
+        assert not children.exists() or children.read_text() == processes
+    assert {thread.ident for thread in threading.enumerate()} <= before
 
 
 def test_too_many_bad_samples_stop_the_run(own_dataset: Path) -> None:
