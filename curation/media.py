@@ -23,6 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from configs.errors import EchoForgeError
+from curation.tone import HLG, PQ, tone_curve
 
 cv2.setNumThreads(1)  # workers are processes; OpenCV's own threads would fight over the cores
 
@@ -33,7 +34,6 @@ FORMATS = (
 """Demuxers that are used. Left out: playlists (hls, dash, concat) and still images (image2, ``*_pipe``)."""
 
 _MICRO = Fraction(1, 1_000_000)
-_PQ, _HLG = 16, 18  # AVColorTransferCharacteristic: SMPTE 2084, ARIB STD-B67
 _UNSPECIFIED, _BT709 = 2, 1  # AVColorSpace
 
 
@@ -165,27 +165,7 @@ class Scalers:
             threads=1,
         )
         image = cast(np.ndarray, small.to_ndarray())
-        return cv2.LUT(image, tone_curve(frame.color_trc)) if frame.color_trc in (_PQ, _HLG) else image
-
-
-def tone_curve(transfer: int) -> np.ndarray:
-    """uint8 [256]: code value of PQ or HLG → sRGB code value, diffuse white (203 nit, BT.2408) just below the top.
-
-    Luminance above white is rolled off by x/(1+x) scaled to the curve's peak; primaries are left as they are.
-    """
-    code = np.arange(256) / 255.0
-    if transfer == _PQ:  # SMPTE ST 2084, in units of 203 nit
-        m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
-        power = code ** (1 / m2)
-        light = (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1) * 10_000 / 203
-    else:  # ARIB STD-B67 and the 1.2 gamma of a 1000-nit display
-        a, b, c = 0.17883277, 0.28466892, 0.55991073
-        scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
-        light = scene**1.2 * 1000 / 203
-    light = light / (1 + light) * 2
-    light = np.clip(light, 0, 1)
-    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.round(255 * srgb).astype(np.uint8)
+        return cv2.LUT(image, tone_curve(frame.color_trc)) if frame.color_trc in (PQ, HLG) else image
 
 
 def open_bytes(uri: str) -> IO[bytes]:
@@ -316,27 +296,30 @@ class VideoFile:
             container=self.container.format.name.split(",")[0],
             vcodec=stream.codec_context.name,
             acodec=audio.codec_context.name if audio else None,
-            duration_s=self._promised(),
+            duration_s=self._promised(cast(float, first.time)),
             fps=float(stream.average_rate or stream.guessed_rate or 25),
             width=display.size[0],
             height=display.size[1],
             rotation=rotation,
             sample_rate=audio.codec_context.sample_rate if audio else None,
             channels=audio.codec_context.channels if audio else None,
-            hdr=first.color_trc in (_PQ, _HLG),
+            hdr=first.color_trc in (PQ, HLG),
             interlaced=bool(first.interlaced_frame),
             origin_s=cast(float, first.time),
         )
         return info, display
 
-    def _promised(self) -> float | None:
-        """Seconds of video that the header promises; None where it promises none for the video alone."""
+    def _promised(self, origin_s: float) -> float | None:
+        """Seconds of video that the header promises; None where it promises none for the video alone.
+
+        Matroska counts from time 0 to the end of the last frame, so what comes before the first one is taken off.
+        """
         if self.stream.duration:
             return float(self.stream.duration * cast(Any, self.stream.time_base))
         if tag := re.fullmatch(r"(\d+):(\d+):([\d.]+)", self.stream.metadata.get("DURATION", "")):
-            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - max(0.0, origin_s)
         alone = len(self.container.streams) == 1 and self.container.duration
-        return self.container.duration / 1_000_000 if alone and self.container.duration else None
+        return self.container.duration / 1_000_000 - max(0.0, origin_s) if alone else None
 
 
 class Deinterlacer:

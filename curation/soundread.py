@@ -20,6 +20,7 @@ from scipy.signal import resample_poly
 from curation.catalog import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from curation.media import open_bytes, open_container, sound_stream
 
+_LONGEST_HOLE_S = 3600.0  # a time stamp further ahead is taken for damage
 _TOLERANCE_S = 0.02  # time stamps off by less are jitter (containers round to 1 ms, 1/90 s …)
 _MARGIN_S = 0.05  # context for the resampling filter on either side
 _SEEK_FROM_S = 30.0  # decode from the start when the wanted sound begins earlier: always exact, and cheap
@@ -124,9 +125,10 @@ class SoundReader:
                 wanted = round((cast(float, frame.time) - self._origin) * self.rate)
                 if abs(wanted - position) > _TOLERANCE_S * self.rate or not placed:
                     placed, hole = True, wanted - position
-                    if 0 < hole <= 3600 * self.rate:
-                        yield np.zeros((hole, self.channels), np.float32)
-                        position += hole
+                    while (missing := wanted - position) > 0 and hole <= _LONGEST_HOLE_S * self.rate:
+                        silence = np.zeros((min(missing, self.rate), self.channels), np.float32)  # a second at a time
+                        yield silence
+                        position += len(silence)
                     samples = samples[-hole:] if hole < 0 else samples
             if len(samples):
                 yield samples

@@ -1,0 +1,133 @@
+"""Time stamps decide: pictures and sound land on the 25 fps clock wherever the container puts them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from configs.schema import load
+from curation.framepass import FramePass, open_video
+from curation.media import MediaError, VideoFile
+from curation.soundread import SoundReader
+
+VIDEO = load("tiny").curation.video
+
+
+def film(path: Path, times_ms: list[int], *, level: list[int] | None = None, size: tuple[int, int] = (64, 48)) -> Path:
+    """Grey frames at the given times; their brightness is ``level`` (default: their number, times 8)."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=1000, options={"crf": "1", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, at in enumerate(times_ms):
+            value = (level or [8 * k for k in range(len(times_ms))])[number]
+            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), value, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = at, Fraction(1, 1000)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def shown(path: Path) -> list[int]:
+    """Brightness of every tick."""
+    with open_video(str(path), VIDEO) as video:
+        return [round(float(t.frame.picture(64, 48, True).mean())) for t in FramePass(video, VIDEO).run()]
+
+
+def test_every_tick_shows_the_nearest_frame_of_a_variable_rate(tmp_path: Path) -> None:
+    times = [0, 40, 130, 150, 155, 400, 440]
+    ticks = shown(film(tmp_path / "v.mkv", times))
+    for index, value in enumerate(ticks[:-1]):
+        latest = max(k for k, at in enumerate(times) if at / 1000 < (index + 0.5) / 25)
+        assert abs(value - 8 * latest) <= 2, f"tick {index}"
+    assert len(ticks) in (11, 12)
+
+
+@pytest.mark.parametrize("rate", [10, 24, 30, 60])
+def test_any_rate_becomes_25(tmp_path: Path, rate: int) -> None:
+    times = [round(1000 * k / rate) for k in range(2 * rate)]
+    ticks = shown(film(tmp_path / "v.mkv", times, level=[99] * len(times)))
+    assert abs(len(ticks) - 50) <= 25 / rate + 0.5, "the container does not say how long the last frame lasts"
+
+
+def test_a_film_that_starts_late_starts_at_its_first_frame(tmp_path: Path) -> None:
+    early = shown(film(tmp_path / "a.mkv", [40 * k for k in range(20)]))
+    late = shown(film(tmp_path / "b.mkv", [1500 + 40 * k for k in range(20)]))
+    assert early == late
+
+
+def test_a_jump_of_the_time_stamps_is_named(tmp_path: Path) -> None:
+    path = film(tmp_path / "v.mkv", [0, 40, 80, 3_600_000])
+    with pytest.raises(MediaError, match="time stamps jump"):
+        shown(path)
+
+
+def voice(path: Path, parts: list[tuple[float, float]], rate: int = 16_000) -> Path:
+    """A film of one second, and a tone (start, seconds) for every part."""
+    with av.open(str(path), "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream("pcm_s16le", rate=rate, layout="mono")
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 99, np.uint8), format="rgb24")
+            frame.pts = number
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        for start, seconds in parts:
+            wave = (np.sin(np.arange(int(seconds * rate)) / 5) * 16_000).astype(np.int16)
+            for first in range(0, len(wave), 800):
+                block = av.AudioFrame.from_ndarray(wave[None, first : first + 800], format="s16", layout="mono")
+                block.sample_rate, block.pts = rate, int(start * rate) + first
+                block.time_base = Fraction(1, rate)
+                out.mux(sound.encode(block))
+        out.mux(sound.encode(None))
+    return path
+
+
+def loud(path: Path, frames: int) -> np.ndarray:
+    """Which frames of the clock have sound."""
+    with VideoFile(str(path)) as video, SoundReader(str(path), video.info.origin_s) as sound:
+        return np.abs(sound.read(0, frames).pcm).reshape(frames, 640).max(1) > 0.1
+
+
+def test_sound_that_starts_late_or_pauses_stays_in_its_place(tmp_path: Path) -> None:
+    heard = loud(voice(tmp_path / "v.mkv", [(0.4, 0.4), (2.0, 0.4)]), 75)
+    expected = np.zeros(75, bool)
+    expected[10:20] = expected[50:60] = True
+    assert (heard != expected).sum() <= 2
+
+
+def test_an_hour_without_sound_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = voice(tmp_path / "v.mkv", [(0.0, 0.4), (3000.0, 0.4)])
+    with VideoFile(str(path)) as video, SoundReader(str(path), video.info.origin_s) as sound:
+        for start in range(0, 75_000, 250):
+            part = sound.read(start, start + 250).pcm
+            sound.forget(start)
+            held = sum(block.nbytes for block in sound._blocks)
+            assert held < 4e6
+        assert not np.abs(part).max() > 0.1
+        assert np.abs(sound.read(75_000, 75_010).pcm).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "turns"),
+    [
+        ("rot_meta90_face5.mp4", 1),
+        ("rot_meta180_face5.mp4", 2),
+        ("geom_anamorphic_sar_face5.mp4", 0),
+        ("tenbit_hevc_main10_face5.mp4", 0),
+        ("av1_face5.mp4", 0),
+    ],
+)
+def test_pictures_are_as_a_player_shows_them(shared_media: Path, name: str, turns: int) -> None:
+    """Derived clips against the original they were made of: turned, stretched by the sample aspect, other codecs."""
+    with VideoFile(str(shared_media / "clips" / "th_retalking_face5.mp4")) as video:
+        original = next(video.frames()).picture(131, 131).astype(int)
+    with VideoFile(str(shared_media / "faults" / name)) as video:
+        assert 0.95 < video.info.width / video.info.height < 1.05
+        seen = next(video.frames()).picture(131, 131).astype(int)
+    assert np.abs(seen - np.rot90(original, turns)).mean() < 3
