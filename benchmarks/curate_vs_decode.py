@@ -64,7 +64,7 @@ def files_way(path: Path, folder: Path, ffmpeg: str) -> float:
     subprocess.run([*quiet, "-i", str(path), "-r", "25", "-ar", "16000", "-crf", "18", str(whole)], check=True)
     from scenedetect import AdaptiveDetector, detect
 
-    shots = [(a.seconds, b.seconds) for a, b in detect(str(whole), AdaptiveDetector(2.0))] or [(0.0, 1e9)]
+    shots = [(a.get_seconds(), b.get_seconds()) for a, b in detect(str(whole), AdaptiveDetector(2.0))] or [(0.0, 1e9)]
     for number, (start, end) in enumerate(shots):
         cut = folder / f"shot-{number}.mp4"
         subprocess.run(

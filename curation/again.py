@@ -30,7 +30,7 @@ Rows = tuple[Row, list[Row]]
 WHOLE = frozenset({"video", "shots", "clips"})
 """A change of these can move clips, so every operator depends on them."""
 DEPENDENTS: dict[str, tuple[str, ...]] = {
-    "faces": ("sync", "text", "quality", "captions"),  # crops; text and sharpness are weighed by the face's place
+    "faces": ("sync", "text", "detail", "captions"),  # crops; text and sharpness are weighed by the face's place
     "sync": ("captions",),  # which face speaks
     "sound": ("captions",),  # the template says whether someone talks
 }

@@ -227,6 +227,7 @@ class _Analysis:
         active = row.setdefault("active_track", context.active)
         best = tracks[active] if active is not None else None
         row |= {
+            "active_by": _chosen_by(tracks, scored="av_offset_frames" in row),
             "tracks": tracks,
             "n_faces": len(tracks),
             "face_frac": best["frac_present"] if best else 0.0,
@@ -243,7 +244,7 @@ class _Analysis:
         rows: list[dict[str, Any]] = []
         numbers: list[int] = []
         for number, found in sorted(places.items()):
-            if len(found) < _PRESENT * len(span) or self._hits(number, span) < self._least_hits(span):
+            if len(found) < _PRESENT * len(span) or not self._certain(number, span):
                 continue
             boxes = np.stack([b.box for b in found.values()])
             sizes = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
@@ -262,13 +263,13 @@ class _Analysis:
             numbers.append(number)
         return rows, numbers
 
-    def _hits(self, number: int, span: Span) -> int:
+    def _certain(self, number: int, span: Span) -> bool:
+        """Was the face detected often enough, and in most looks from its first to its last within the clip?"""
         track = next((t for t in self._tracker.tracks if t.number == number), None)
-        return sum(span.start <= f < span.end for f in track.frames) if track else 0
-
-    def _least_hits(self, span: Span) -> int:
-        """Short clips hold few detections: at most a third of those possible are asked for."""
-        return max(1, min(self._cfg.faces.min_hits, len(span) // every(self._face_need) // 3))
+        hits = [f for f in track.frames if span.start <= f < span.end] if track else []
+        step, cfg = every(self._face_need), self._cfg.faces
+        least = max(1, min(cfg.min_hits, len(span) // step // 3))  # short clips hold few looks: a third is asked for
+        return len(hits) >= least and len(hits) >= cfg.min_hit_share * ((hits[-1] - hits[0]) // step + 1)
 
     # ---- sound and sync -------------------------------------------------------------------------------------------
 
@@ -330,6 +331,13 @@ def _sync_columns(result: Correction, backend: SyncBackend) -> dict[str, Any]:
 
 def _small(offset: int) -> int:
     return int(np.clip(offset, -128, 127))  # the column is int8
+
+
+def _chosen_by(tracks: list[dict[str, Any]], *, scored: bool) -> str | None:
+    """What made one face the speaking one: it is alone, its lips fit the sound best, or (unscored) it is the largest."""
+    if len(tracks) < 2:
+        return "alone" if tracks else None
+    return "sync" if scored else "size"
 
 
 def _largest(tracks: list[dict[str, Any]]) -> int | None:

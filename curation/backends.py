@@ -22,6 +22,7 @@ MakeSoundOperator = Callable[[], SoundOperator]
 FRAME_OPERATORS: dict[str, Callable[[Any], Callable[[], Any]]] = {
     "text": text.load,
     "quality": quality.load,
+    "detail": quality.load_detail,
     "dedup": dedup.load,
 }
 """Name → ``load(cfg)``. An operator is added to curation by a line here (CONTRIBUTING.md)."""
@@ -71,9 +72,15 @@ def parameters(cfg: CurationConfig) -> dict[str, str]:
     """Digest of the parameters of each operator, by name: what the ledger compares to know what to recompute."""
     sections = ("video", "shots", "clips", "faces", "sync", "text", "quality", "sound", "captions")
     hashes = {name: strict.digest(getattr(cfg, name)) for name in sections}
+    detail = ("detail_rate", "face_side")
+    whole = strict.to_dict(cfg.quality)
+    hashes["detail"] = strict.digest({k: whole[k] for k in detail})
+    hashes["quality"] = strict.digest({k: v for k, v in whole.items() if k not in detail})
     sync = {k: v for k, v in strict.to_dict(cfg.sync).items() if k not in ("required", "fit")}
     dedup_scan = {k: getattr(cfg.dedup, k) for k in ("rate", "side")}  # the rest is decided later, from the hashes
     hashes |= {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}
-    versions = {o.name: o.version for o in (text.TextOperator, quality.QualityOperator, dedup.HashOperator)}
-    versions[sound.SpeechOperator.name] = sound.SpeechOperator.version
+    operators = (
+        text.TextOperator, quality.QualityOperator, quality.DetailOperator, dedup.HashOperator, sound.SpeechOperator,
+    )  # fmt: skip
+    versions = {o.name: o.version for o in operators}
     return {name: f"{digest}.{versions.get(name, 1)}" for name, digest in hashes.items()}

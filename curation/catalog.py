@@ -91,7 +91,8 @@ CLIPS = pa.schema(
         ("height", pa.int32()),
         ("fps", pa.float32()),  # of the source, on average
         ("tracks", pa.list_(_TRACK)),
-        ("active_track", pa.int16()),
+        ("active_track", pa.int16()),  # the speaking one …
+        ("active_by", pa.string()),  # … as it is alone, by sync, or (where nothing could score it) by size
         ("face_frac", pa.float32()),
         ("face_px", pa.float32()),
         ("n_faces", pa.int16()),

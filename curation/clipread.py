@@ -73,6 +73,21 @@ def read_clip(
     return Clip(frames, pcm, context, present)
 
 
+def read_still(uri: str, start_frame: int, end_frame: int, *, width: int, height: int) -> np.ndarray:
+    """Some picture of frames [start_frame, end_frame), the one that is decoded soonest: uint8 [height, width, 3] RGB.
+
+    Raises:
+        MediaError: the file cannot be read, or none of these frames.
+    """
+    with VideoFile(uri, identify=False) as video:
+        begin, end = (video.info.origin_s + frame / FPS for frame in (start_frame, end_frame))
+        video.seek(end - 1 / FPS)
+        for frame in video.frames():
+            if frame.time >= begin - 0.5 / FPS:
+                return frame.picture(width, height)
+    raise MediaError("decode", f"the video ends before frame {start_frame}.")
+
+
 def full_picture(tick: Tick, display: Display) -> np.ndarray:
     """The frame at its displayed size: uint8 [height, width, 3] RGB."""
     return tick.frame.picture(*display.size)

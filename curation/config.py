@@ -59,7 +59,8 @@ class FacesConfig:
     full_every: int  # every so many looks the whole picture is searched all the same; 1: always
     iou: float  # overlap that continues a track
     max_gap_s: float  # a track may miss its face so long
-    min_hits: int  # detections that make a track
+    min_hits: int  # detections that make a track …
+    min_hit_share: float  # … and their share of the looks from its first to its last
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,10 @@ class TextConfig:
 
     rate: float  # full frames looked at per second
     side: int  # longer side of the pictures that are read
-    detect_pixels: int  # area of the detector's input; its cost is proportional to it
-    upscale_below: int  # smaller pictures are enlarged to this longer side before detection
+    detect_side: int  # shorter side of the detector's input; smaller pictures are enlarged to it
+    detect_pixels: int  # its area at most; the detector's cost is proportional to it
     refresh_s: float  # the detector sees the whole frame at least so often
-    gate_change: float  # grey levels; a tile that changed less needs no new look
-    gate_stroke: float  # grey levels of local contrast; a tile with less holds no letters
+    gate_stroke: float  # grey levels of local contrast that stands still; a tile with less holds no letters
     box_score: float  # detector's score of a box
     max_area: float  # share of the frame; a larger box is a mistake of the detector
     max_height: float
@@ -125,8 +125,9 @@ class TextConfig:
 class QualityConfig:
     """Measures of the picture; what counts as too little is in ``decide``."""
 
-    rate: float  # pictures per second
-    side: int  # longer side of the pictures compared for motion
+    rate: float  # small pictures per second, for motion and bars …
+    side: int  # … and their longer side
+    detail_rate: float  # whole pictures per second, for sharpness, light and blocks
     face_side: int  # a face is brought down to this side before its sharpness is measured
     still: float  # grey levels; two pictures whose most different block differs less are the same picture
     black: float  # grey level below which a picture (or a bar) is black

@@ -17,68 +17,58 @@ import numpy as np
 from curation.config import QualityConfig
 from curation.operators import ClipContext, FrameNeed, Picture, Span
 
-_GRID = 4  # columns and rows of places where sharpness and light are kept, to be picked by the face later
 _BLOCK = 8  # pixels: the transform of MPEG-1 … H.264
+_KEPT = 960  # longer side of the pictures kept for the face, pixels
 
 
 @dataclass(frozen=True)
 class _Sight:
-    """What is remembered of one picture."""
+    """What is remembered of one small picture."""
 
     index: int
     change: float | None  # mean |difference| to the picture before, grey levels
     still: bool
     black: bool
     shift: tuple[float, float] | None  # of the camera since the picture before, share of the width
-    light: float
-    blocks: float
     bars: tuple[np.ndarray, np.ndarray]  # brightest value of each row and column
-    gray: np.ndarray | None  # the middle size kept for the face, at most a few hundred pixels
 
 
 class QualityOperator:
-    """Serves one video."""
+    """Motion, stillness and bars, from small pictures. Serves one video."""
 
     name = "quality"
-    version = 1
-    columns = ("sharpness", "exposure", "motion", "shake", "freeze_frac", "blockiness", "letterbox", "fps")
+    version = 2
+    columns = ("motion", "shake", "freeze_frac", "letterbox", "fps")
 
     def __init__(self, cfg: QualityConfig) -> None:
-        self.needs = FrameNeed(rate=cfg.rate, side=None, gray=True)
+        self.needs = FrameNeed(rate=cfg.rate, side=cfg.side, gray=True)
         self._cfg = cfg
         self._sights: list[_Sight] = []
         self._last: np.ndarray | None = None
-        self._faces_every = max(1, round(cfg.rate))  # one picture a second is kept for the face
 
     def frame(self, picture: Picture) -> None:
-        """See one luma picture as displayed, uint8 [h, w]."""
-        gray = picture.image
-        small = _small(gray, self._cfg.side)
-        detail = len(self._sights) % self._faces_every == 0
+        """See one luma picture, uint8 [h, w]."""
+        small = picture.image
         last, self._last = self._last, small
-        change = blocks = shift = None
+        change = peak = shift = None
         if last is not None and last.shape == small.shape:
             difference = cv2.absdiff(small, last)
             change = float(difference.mean())
             peak = float(cv2.resize(difference, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA).max())
-            blocks = peak
             shift = camera_shift(last, small) if change > self._cfg.still else (0.0, 0.0)
         self._sights.append(
             _Sight(
                 picture.index,
                 change,
-                blocks is not None and blocks < self._cfg.still,
+                peak is not None and peak < self._cfg.still,
                 float(np.percentile(small, 99)) < self._cfg.black,
                 shift,
-                float(small.mean()) / 255,
-                blockiness(gray) if detail else np.nan,
                 (small.max(axis=1), small.max(axis=0)),
-                _small(gray, 960) if detail else None,
             )
         )
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
-        """See :mod:`curation.catalog`; exposure and freeze_frac 0..1, motion in grey levels per 1/rate s."""
+        """See :mod:`curation.catalog`; freeze_frac 0..1, motion in grey levels per 1/rate s."""
         self._sights = [s for s in self._sights if s.index >= span.start - 25]
         seen = [s for s in self._sights if span.start <= s.index < span.end]
         if not seen:
@@ -86,25 +76,52 @@ class QualityOperator:
         within = seen[1:]
         changes = [s.change for s in within if s.change is not None]
         shifts = np.array([s.shift for s in within if s.shift is not None]).reshape(-1, 2)
-        kept = [s.gray for s in seen if s.gray is not None]
-        faces = [_face(g, context) for g in kept]
-        blocks = [s.blocks for s in seen if np.isfinite(s.blocks)]
         idle = [s.still or s.black for s in within]
         return {
-            "sharpness": _median([sharpness(f, self._cfg.face_side) for f in faces]),
-            "exposure": _median([float(f.mean()) / 255 for f in faces] or [s.light for s in seen]),
             "motion": float(np.mean(changes)) if changes else None,
             "shake": float(np.sqrt((np.diff(shifts, axis=0) ** 2).sum(1).mean())) if len(shifts) > 1 else None,
             "freeze_frac": float(np.mean(idle)) if idle else None,
-            "blockiness": _median(blocks),
             "letterbox": letterbox([s.bars for s in seen], context.width, context.height, self._cfg),
             "fps": context.fps,
+        }
+
+
+class DetailOperator:
+    """Sharpness and light of the face, and blocks, from whole pictures, few of them. Serves one video."""
+
+    name = "detail"
+    version = 1
+    columns = ("sharpness", "exposure", "blockiness")
+
+    def __init__(self, cfg: QualityConfig) -> None:
+        self.needs = FrameNeed(rate=cfg.detail_rate, side=None, gray=True)
+        self._side = cfg.face_side
+        self._kept: list[tuple[int, float, np.ndarray]] = []  # frame, blockiness, the picture at most _KEPT large
+
+    def frame(self, picture: Picture) -> None:
+        """See one luma picture as displayed, uint8 [h, w]."""
+        self._kept.append((picture.index, blockiness(picture.image), _small(picture.image, _KEPT)))
+
+    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+        """See :mod:`curation.catalog`; exposure 0..1."""
+        self._kept = [k for k in self._kept if k[0] >= span.start]
+        seen = [k for k in self._kept if k[0] < span.end]
+        faces = [_face(gray, context) for _, _, gray in seen]
+        return {
+            "sharpness": _median([sharpness(face, self._side) for face in faces]),
+            "exposure": _median([float(face.mean()) / 255 for face in faces]),
+            "blockiness": _median([blocks for _, blocks, _ in seen]),
         }
 
 
 def load(cfg: Any) -> Callable[[], QualityOperator]:
     """``cfg``: CurationConfig. Nothing heavy to load."""
     return lambda: QualityOperator(cfg.quality)
+
+
+def load_detail(cfg: Any) -> Callable[[], DetailOperator]:
+    """``cfg``: CurationConfig. Nothing heavy to load."""
+    return lambda: DetailOperator(cfg.quality)
 
 
 def sharpness(gray: np.ndarray, side: int) -> float:

@@ -203,22 +203,22 @@ def _cell(clips: pa.Table, row: int, value: float, failed: bool) -> dict[str, An
         "name": Path(uri).name,
         "id": clips["clip_id"][row].as_py(),
         "at": f"{start / FPS:.1f}–{end / FPS:.1f} s",
-        "image": _thumbnail(uri, (start + end) // 2, clips["width"][row].as_py(), clips["height"][row].as_py()),
+        "image": _thumbnail(uri, start, end, clips["width"][row].as_py(), clips["height"][row].as_py()),
     }
 
 
-def _thumbnail(uri: str, frame: int, width: int | None, height: int | None) -> str | None:
-    """JPEG of one frame as a data address; None where the source cannot be read (moved, damaged, offline)."""
-    from curation.clipread import read_clip
+def _thumbnail(uri: str, start: int, end: int, width: int | None, height: int | None) -> str | None:
+    """JPEG of one of the frames as a data address; None where the source cannot be read (moved, damaged, offline)."""
+    from curation.clipread import read_still
 
     if not width or not height:
         return None
     try:
-        frames = read_clip(uri, frame, frame + 1, width=max(1, round(_THUMB * width / height)), height=_THUMB).frames
+        image = read_still(uri, start, end, width=max(1, round(_THUMB * width / height)), height=_THUMB)
     except (EchoForgeError, OSError, ValueError, IndexError):
         return None
     buffer = io.BytesIO()
-    Image.fromarray(frames[0]).save(buffer, "JPEG", quality=72)
+    Image.fromarray(image).save(buffer, "JPEG", quality=72)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,7 @@ class Explanation:
         lines = [
             f"clip {row['clip_id']}: {row['source_uri']}, {row['start_s']:.2f}-{row['end_s']:.2f} s: {row['verdict']}"
         ]
+        lines += _faces(row)
         for r in self.results:
             score = "not measured" if r.value is None else (f"{r.value:.3g}" if isinstance(r.value, float) else r.value)
             limit = "" if r.limit is None else (f"{r.limit:g}" if isinstance(r.limit, (int, float)) else r.limit)
@@ -71,6 +73,19 @@ class Explanation:
 
     def __rich__(self) -> str:
         return str(self).replace("[", r"\[")
+
+
+def _faces(row: Mapping[str, Any]) -> list[str]:
+    """Several faces: which of them speaks, and by what that was decided."""
+    tracks = row.get("tracks") or []
+    if len(tracks) < 2:
+        return []
+    why = {"sync": "its lips fit the sound best", "size": "it is the largest; nothing scored the lips"}
+    lines = [f"  {len(tracks)} faces; number {row['active_track']} speaks: {why.get(row.get('active_by') or '', '?')}"]
+    for t in tracks:
+        score = "not scored" if t["conf"] is None else f"confidence {t['conf']:.2f} at {t['av_offset']:+d} frames"
+        lines.append(f"    {t['track_id']}: {t['size_px']:.0f} px, in {t['frac_present']:.0%} of the clip, {score}")
+    return lines
 
 
 def status(catalog_dir: str) -> Status:

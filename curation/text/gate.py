@@ -1,9 +1,9 @@
-"""Which part of the frame needs a new look: tiles where something with strokes appeared since the detector last saw it.
+"""Which part of the frame needs a new look: tiles where strokes stand that the detector has not seen.
 
-Burned-in text stands still on the pixel grid. Tiles that now rest, hold letters' local contrast, and looked otherwise
-when the detector last saw them, are worth a look when enough of them stand side by side; a moving head, hand or
-camera is not. What slips through (text over quick motion, text shorter than two samples) is left to the refresh of
-the whole frame.
+Burned-in text stands still on the pixel grid, over a resting picture as over a moving one: its high-passed strokes are
+the same in two pictures. A head, a hand or a moving camera carries its strokes along. So what two pictures have in
+common is compared with what stood there at the detector's last look, and a new look is due where enough tiles side by
+side hold more of it. What stands for less than two pictures is left to the refresh of the whole frame.
 """
 
 from __future__ import annotations
@@ -21,31 +21,38 @@ class Gate:
     """Serves one video. All pictures have one size: uint8 [h, w] as the detector sees them."""
 
     def __init__(self, cfg: TextConfig) -> None:
-        self._cfg = cfg
-        self._seen: np.ndarray | None = None  # tiles' means and contrast when the detector last looked
+        self._stroke = cfg.gate_stroke
+        self._seen: np.ndarray | None = None  # strokes that stood in each tile at the detector's last look
         self._last: np.ndarray | None = None
+        self._looked: slice | None = None  # tile rows that the detector saw in the last picture
 
     def rows(self, gray: np.ndarray, whole: bool) -> tuple[int, int] | None:
         """Rows [first, last) of the picture to look at; None: nothing new. ``whole`` asks for all of it."""
-        stroke = _tiles(np.abs(gray.astype(np.int16) - cv2.blur(gray, (9, 9))).astype(np.float32))
-        change = self._change(gray)
-        if self._seen is None or whole:
-            self._seen = stroke
+        fine = gray.astype(np.float32) - cv2.blur(gray, (9, 9))
+        standing, self._last = _standing(fine, self._last), fine
+        if self._seen is None:
+            self._seen = standing
+        if self._looked is not None:  # what stands since the last picture was looked at there and then
+            self._seen[self._looked] = standing[self._looked]
+            self._looked = None
+        if whole:
             return 0, gray.shape[0]
-        rests = change < self._cfg.gate_change
-        wanted = rests & (stroke > self._cfg.gate_stroke) & (np.abs(stroke - self._seen) > 0.5 * self._cfg.gate_stroke)
+        wanted = (standing > self._stroke) & (standing - self._seen > 0.5 * self._stroke)
         lines = np.flatnonzero(_has_run(wanted, _RUN))
         if not len(lines):
             return None
-        first, last = max(0, lines[0] - 2), min(len(stroke), lines[-1] + 3)
-        self._seen[first:last] = stroke[first:last]
-        return first * _TILE, min(gray.shape[0], last * _TILE)
+        return max(0, int(lines[0]) - 2) * _TILE, min(gray.shape[0], (int(lines[-1]) + 3) * _TILE)
 
-    def _change(self, gray: np.ndarray) -> np.ndarray:
-        last, self._last = self._last, gray
-        if last is None:
-            return np.full(_tiles(gray.astype(np.float32)).shape, 255.0, np.float32)
-        return _tiles(cv2.absdiff(gray, last).astype(np.float32))
+    def looked(self, first: int, last: int) -> None:
+        """The detector saw rows [first, last) of the picture given last."""
+        self._looked = slice(first // _TILE, -(-last // _TILE))
+
+
+def _standing(fine: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+    """Mean per tile of what two high-passed pictures share, grey levels: float32 [rows, columns]."""
+    if last is None or last.shape != fine.shape:
+        return _tiles(np.zeros_like(fine))
+    return _tiles(np.where(fine * last > 0, np.minimum(np.abs(fine), np.abs(last)), np.float32(0)))
 
 
 def _tiles(values: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ class TextOperator:
     """Burned-in text of one video. Looks at whole frames ``cfg.rate`` times a second."""
 
     name = "text"
-    version = 1
+    version = 2
     columns = ("text_boxes", "text_area", "subtitle_score", "crop")
 
     def __init__(self, cfg: TextConfig, recogniser: Recogniser) -> None:
@@ -49,6 +49,7 @@ class TextOperator:
         if rows is None:
             return
         first, last = _grown(rows, gray.shape[0])
+        self._gate.looked(first, last)
         band = image[first:last]
         self.looked += band.shape[0] * band.shape[1]
         found = [f for f in self._net.detect(band) if self._possible(f.box, gray.shape)]

@@ -1,17 +1,21 @@
 """RapidOCR's detector and recogniser (PP-OCRv6, models in the wheel) on numpy pictures, one thread, bounded input.
 
-RapidOCR's own defaults enlarge every picture to 736 px and cost nine times as much for the same boxes.
+RapidOCR's own defaults enlarge every picture to 736 px and cost nine times as much for the same boxes. OpenVINO runs
+the detector's network, with the same numbers and four times as fast as onnxruntime; the recogniser gains nothing by it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
 from curation.config import TextConfig
+
+_DETECTOR = "PP-OCRv6_det_small.onnx"  # RapidOCR's default
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,10 @@ class Recogniser:
     """Finds boxes and reads patches. Heavy to make, so once per worker; holds no state of a video."""
 
     def __init__(self, cfg: TextConfig) -> None:
-        from rapidocr import RapidOCR
+        import rapidocr
 
         self._cfg = cfg
-        engine: Any = RapidOCR(
+        engine: Any = rapidocr.RapidOCR(
             params={
                 "Global.use_cls": False,
                 "Global.log_level": "error",
@@ -41,6 +45,7 @@ class Recogniser:
             }
         )
         self._detector: Any = engine._load_det_model()
+        self._detector.session = _OpenVino(Path(rapidocr.__file__).parent / "models" / _DETECTOR, cfg.threads)
         self._reader: Any = engine._load_rec_model()
 
     def detect(self, image: np.ndarray) -> list[Found]:
@@ -68,13 +73,25 @@ class Recogniser:
         return [(str(t).strip(" \u3000"), float(s)) for t, s in zip(result.txts, result.scores, strict=True)]
 
 
+class _OpenVino:
+    """A network for RapidOCR: float32 [1, 3, h, w] in, its output out. Always in float32, whatever the processor offers."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import openvino
+
+        options = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False, "INFERENCE_PRECISION_HINT": "f32"}
+        self._request = openvino.Core().compile_model(path, "CPU", options).create_infer_request()
+
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        self._request.infer([pictures])
+        return np.asarray(self._request.get_output_tensor(0).data)
+
+
 def fit(image: np.ndarray, cfg: TextConfig) -> np.ndarray:
-    """A whole frame at the size the detector gets: small videos enlarged, large ones brought down to an area."""
+    """A whole frame at the size the detector gets: the shorter side ``detect_side``, unless the area grows too large."""
     height, width = image.shape[:2]
-    scale = min(1.0, (cfg.detect_pixels / (height * width)) ** 0.5)
-    if max(height, width) < cfg.upscale_below:
-        scale = cfg.upscale_below / max(height, width)
-    if scale == 1.0:
-        return image
+    scale = min(cfg.detect_side / min(height, width), (cfg.detect_pixels / (height * width)) ** 0.5)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == (width, height):
+        return image
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

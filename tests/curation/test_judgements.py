@@ -75,6 +75,34 @@ def test_corner_text_is_a_watermark(net: Recogniser) -> None:
     assert [b["kind"] for b in watch(net, {0: "SAMPLE"}, where=(0.66, 0.08))["text_boxes"]] == ["watermark"]
 
 
+def pan(index: int, size: int = 360) -> np.ndarray:
+    """A camera that moves over fine, contrasty texture, uint8 [size, size, 3]."""
+    noise = np.random.default_rng(3).integers(40, 160, (size // 4, size, 3), np.uint8)
+    big = cv2.resize(noise, (2 * size, size), interpolation=cv2.INTER_CUBIC)
+    return np.ascontiguousarray(big[:, 2 * index : 2 * index + size])
+
+
+@pytest.mark.parametrize("late", [0, 24, 48])
+def test_a_subtitle_over_a_moving_camera_is_found_whenever_it_comes(net: Recogniser, late: int) -> None:
+    operator, step = TextOperator(CFG.text, net), 12
+    for index in range(0, 108, step):
+        image = pan(index)
+        if late <= index < late + 3 * step:
+            for colour, thick in (((0, 0, 0), 6), ((255, 255, 255), 2)):
+                cv2.putText(image, "Hello there", (70, 330), cv2.FONT_HERSHEY_SIMPLEX, 1.1, colour, thick, cv2.LINE_AA)
+        operator.frame(Picture(index, image, 1.0, False))
+    row = operator.clip(Span(0, 108), context(360, 360))
+    assert any("ello" in box["text"] and box["kind"] == "subtitle" for box in row["text_boxes"])
+
+
+@pytest.mark.parametrize("picture", [scenery, lambda size, index: pan(index, size), lambda size, _: pan(0, size)])
+def test_between_refreshes_the_detector_looks_only_where_something_came_to_stand(net, picture) -> None:
+    operator = TextOperator(CFG.text, net)
+    for index in range(0, 120, 12):
+        operator.frame(Picture(index, picture(360, index), 1.0, False))
+    assert operator.looked == CFG.text.detect_side**2, "the first picture, and nothing after it"
+
+
 def test_crop_keeps_the_face_or_is_none() -> None:
     low = np.array([[100, 440, 400, 480]])
     rect = crop.propose(low, np.array([[200, 100, 300, 220]]), 512, 512, 0.5, 0.25)

@@ -41,10 +41,11 @@ def analysed(video: str, cfg: CurationConfig) -> again.Rows:
 CASES = {
     "text": ("text.rate=5", {"text"}),
     "quality": ("quality.rate=1", {"quality"}),
+    "detail": ("quality.detail_rate=2.5", {"detail"}),
     "dedup": ("dedup.rate=2.5", {"dedup"}),
     "sound": ("sound.vad_threshold=0.9", {"sound", "captions"}),
     "captions": ("captions.kind=none", {"captions"}),
-    "faces": ("faces.rate=5", {"faces", "sync", "text", "quality", "captions"}),
+    "faces": ("faces.rate=5", {"faces", "sync", "text", "detail", "captions"}),
 }
 
 

@@ -125,7 +125,7 @@ def test_a_changed_parameter_computes_its_operator_and_what_depends_on_it_and_sa
     assert rows(out) == before
     (videos / "new.mp4").write_text("1")
     ran, said = ran_after("faces.side=200")
-    assert ran == ["", *[": captions, faces, quality, sync, text"] * 3], "from the rows that need least"
+    assert ran == ["", *[": captions, detail, faces, sync, text"] * 3], "from the rows that need least"
     assert "3 videos: computed again" in said and "1 videos: analysed whole" in said
     ran, said = ran_after("clips.max_frames=65")
     assert ran == [""] * 4 and "4 videos: analysed whole" in said
