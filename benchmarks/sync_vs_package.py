@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import resource
+import shlex
 import tempfile
 import time
 from collections.abc import Callable
@@ -100,7 +101,9 @@ def main() -> None:
 
 def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool) -> dict[str, Any]:
     """The figures, file by file and together."""
-    (folder / "ffmpeg").symlink_to(ffmpeg)
+    program = folder / "ffmpeg"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(str(ffmpeg))} -nostdin -loglevel error "$@"\n')
+    program.chmod(0o755)
     os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
     logging.disable(logging.WARNING)
     from syncnet_python.syncnet_pipeline import SyncNetPipeline

@@ -16,7 +16,7 @@ from typing import Any
 from configs.errors import EchoForgeError
 from curation.analyse import analyse_video
 from curation.backends import FRAME_OPERATORS, SOUND_OPERATORS, Backends
-from curation.captions import captions
+from curation.captions import captions, written
 from curation.catalog import CLIPS
 from curation.config import CurationConfig
 from curation.framepass import FramePass, every, open_video, picture
@@ -92,8 +92,11 @@ def analyse_again(
         kept = _columns_of(backends, run)
         return again, [new | {name: old[name] for name in kept} for new, old in zip(found, clips, strict=True)]
     try:
-        if run & {*FRAME_OPERATORS, *SOUND_OPERATORS}:
-            _look(uri, cfg, few, clips)
+        if "captions" in run:
+            clips = [clip | {"captions": None} for clip in clips]
+        asked = [few.captioner()] if few.captioner and not written(uri, cfg.captions, caption) else []
+        if asked or run & {*FRAME_OPERATORS, *SOUND_OPERATORS}:
+            _look(uri, cfg, few, clips, asked)
         if "captions" in run:
             for clip in clips:
                 clip["captions"] = captions(uri, clip, cfg.captions, caption)
@@ -108,6 +111,7 @@ def _only(backends: Backends, run: Set[str]) -> Backends:
     return replace(
         backends,
         sync=backends.sync if "sync" in run else None,
+        captioner=backends.captioner if "captions" in run else None,
         frame_operators=tuple(make for name, make in frames if name in run),
         sound_operators=tuple(make for name, make in sounds if name in run),
     )
@@ -127,11 +131,11 @@ def _place(clip: Row) -> tuple[int, int]:
     return clip["start_frame"], clip["end_frame"]
 
 
-def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row]) -> None:
-    """Run the operators of ``backends`` over the known ``clips`` (in order) and write their columns into them."""
+def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row], more: list[FrameOperator]) -> None:
+    """Run the operators of ``backends`` and ``more`` over the known ``clips`` (in order); write their columns there."""
     with open_video(uri, cfg.video, identify=False) as video:
         info = video.info
-        operators: list[FrameOperator] = [make() for make in backends.frame_operators]
+        operators = [*(make() for make in backends.frame_operators), *more]
         if operators:
             waiting = deque(clips)
             for tick in FramePass(video, cfg.video).run():

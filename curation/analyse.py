@@ -21,14 +21,14 @@ import numpy as np
 from configs.errors import EchoForgeError
 from curation import catalog
 from curation.backends import Backends
-from curation.captions import captions
+from curation.captions import captions, written
 from curation.catalog import FPS
 from curation.clips import ClipCutter
 from curation.config import CurationConfig
 from curation.faces import Face, FaceTracker, NearFaces, TrackBox
 from curation.framepass import FramePass, Tick, every, open_video, picture, scaled
 from curation.media import MediaError, MediaInfo
-from curation.operators import ClipContext, FrameNeed, Span
+from curation.operators import ClipContext, FrameNeed, FrameOperator, Span
 from curation.shots import ShotDetector
 from curation.soundread import SoundReader
 from curation.sync import Correction, Square, SyncBackend, correct, cut, square
@@ -68,6 +68,8 @@ def analyse_video(
             frames = FramePass(video, cfg.video)
             with SoundReader(uri, video.info.origin_s) as sound:
                 work = _Analysis(video.info, cfg, backends, sound, spans)
+                if backends.captioner and not written(uri, cfg.captions, caption):
+                    work.watch(backends.captioner())
                 clips = [row for tick in frames.run() for row in work.tick(tick)] + list(work.finish(frames))
             row = _video_row(video.info, frames) | extra
     except MediaError as error:
@@ -109,7 +111,7 @@ class _Analysis:
         self._face_need = FrameNeed(cfg.faces.rate, cfg.faces.side)
         self._faces = NearFaces(backends.detector, cfg.faces)
         self._tracker = FaceTracker(cfg.faces, every(self._face_need))
-        self._operators = [make() for make in backends.frame_operators]
+        self._operators: list[FrameOperator] = [make() for make in backends.frame_operators]
         self._listeners = [make() for make in backends.sound_operators]
         self._closed = 0  # transitions that ended a shot already
         self._waiting: deque[Tick] = deque()  # frames whose boxes are not certain yet
@@ -117,6 +119,10 @@ class _Analysis:
         self._clips: deque[Span] = deque()  # certain clips, not yet answered for
         self._last = 0
         self._forgotten = 0  # frame before which nothing is kept
+
+    def watch(self, operator: FrameOperator) -> None:
+        """Let one more operator see this video."""
+        self._operators.append(operator)
 
     def tick(self, tick: Tick) -> Iterator[dict[str, Any]]:
         """One step of the pass; rows of clips that are complete now."""

@@ -38,7 +38,7 @@ class Backends:
     sync: SyncBackend | None
     frame_operators: tuple[MakeFrameOperator, ...]
     sound_operators: tuple[MakeSoundOperator, ...]
-    captioner: VisionCaptioner | None
+    captioner: MakeFrameOperator | None  # of the vision-language model, where one is configured
 
 
 def load(cfg: CurationConfig) -> Backends:
@@ -52,7 +52,7 @@ def load(cfg: CurationConfig) -> Backends:
         sync=load_backend(cfg.sync),
         frame_operators=tuple(load_one(cfg) for load_one in FRAME_OPERATORS.values()),
         sound_operators=tuple(load_one(cfg) for load_one in SOUND_OPERATORS.values()),
-        captioner=VisionCaptioner(cfg.captions) if cfg.captions.kind == "vlm" else None,
+        captioner=VisionCaptioner(cfg.captions).operator if cfg.captions.kind == "vlm" else None,
     )
 
 

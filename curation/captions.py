@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError, MissingWeights
 from curation.config import CaptionsConfig
+from curation.operators import ClipContext, FrameNeed, Picture, Span
 
 PARTS = ("hands", "posture", "face", "eyes", "head", "coverage", "clothing", "background", "overall")
 """What the field's captions say of a talking person; ``overall`` is the one that trains by default."""
@@ -101,6 +102,7 @@ class VisionCaptioner:
                 f"the captioning model '{cfg.model}' could not be loaded ({error}); set captions.model to its folder."
             ) from error
         self._model: Any = model.to(cfg.device).eval()
+        self._source = f"vlm:{Path(cfg.model).name if Path(cfg.model).is_dir() else cfg.model}"
 
     def describe(self, frames: np.ndarray) -> list[Caption]:
         """Captions of uint8 [F, H, W, 3] RGB: one per part that the model answered."""
@@ -109,8 +111,6 @@ class VisionCaptioner:
 
         picks = np.linspace(0, len(frames) - 1, min(self._cfg.frames, len(frames))).round().astype(int)
         images = [Image.fromarray(frames[i]) for i in picks]
-        for image in images:
-            image.thumbnail((self._cfg.side, self._cfg.side))
         content = [{"type": "image", "image": image} for image in images] + [{"type": "text", "text": PROMPT}]
         inputs = self._processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -122,7 +122,34 @@ class VisionCaptioner:
         with torch.inference_mode():
             out = self._model.generate(**inputs, max_new_tokens=self._cfg.max_tokens, do_sample=False)
         answer = self._processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)[0]
-        return parse_answer(answer, f"vlm:{self._cfg.model}")
+        return parse_answer(answer, self._source)
+
+    def operator(self) -> CaptionOperator:
+        """What watches one video for this model."""
+        return CaptionOperator(self._cfg, self)
+
+
+class CaptionOperator:
+    """Keeps a few pictures a second and shows those of a clip with a face to the model. Serves one video."""
+
+    name = "captions"
+    version = 1
+    columns: tuple[str, ...] = ("captions",)
+
+    def __init__(self, cfg: CaptionsConfig, model: VisionCaptioner) -> None:
+        self.needs = FrameNeed(rate=cfg.rate, side=cfg.side)
+        self._model = model
+        self._kept: list[tuple[int, np.ndarray]] = []
+
+    def frame(self, picture: Picture) -> None:
+        """See one picture, uint8 [h, w, 3] RGB."""
+        self._kept.append((picture.index, picture.image))
+
+    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+        """The model's captions; none for a clip without a face, which is never kept."""
+        self._kept = [k for k in self._kept if k[0] >= span.start]
+        seen = [image for index, image in self._kept if index < span.end]
+        return {"captions": self._model.describe(np.stack(seen)) if seen and context.tracks else []}
 
 
 def parse_answer(answer: str, source: str) -> list[Caption]:
@@ -137,9 +164,15 @@ def parse_answer(answer: str, source: str) -> list[Caption]:
     return [_caption(str(data[part]), source, part) for part in reversed(PARTS) if str(data.get(part) or "").strip()]
 
 
+def written(uri: str, cfg: CaptionsConfig, manifest: str | None = None) -> list[Caption]:
+    """What people wrote of a video: its sidecar's captions, else the manifest's; none: []."""
+    return sidecar(uri, cfg) or given(manifest)
+
+
 def captions(uri: str, row: Mapping[str, Any], cfg: CaptionsConfig, manifest: str | None = None) -> list[Caption]:
-    """Sidecar, else manifest, else the template when configured. The model's captions come from its own stage."""
-    return sidecar(uri, cfg) or given(manifest) or (template(row) if cfg.kind == "template" else [])
+    """Captions of one clip: written ones, else those of the model that are in ``row``, else the template's."""
+    said = written(uri, cfg, manifest) or list(row.get("captions") or [])
+    return said or (template(row) if cfg.kind == "template" else [])
 
 
 def _text(file: Path) -> list[Caption]:

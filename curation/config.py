@@ -170,8 +170,9 @@ class CaptionsConfig:
     column: str  # of a manifest or table of captions
     model: str | None  # vlm: a local folder or hub id that `transformers` loads
     device: str
-    frames: int  # vlm: pictures shown to the model
-    side: int
+    rate: float  # vlm: pictures kept per second …
+    frames: int  # … of which so many at most are shown to the model, spread over the clip …
+    side: int  # … at this longer side
     max_tokens: int
 
 

@@ -74,4 +74,5 @@ def timed(backends: Backends, watch: Stopwatch) -> Backends:
         sync=sync,
         frame_operators=tuple(made(make, name) for make, name in frames),
         sound_operators=tuple(made(make, name) for make, name in sounds),
+        captioner=made(backends.captioner, "captions") if backends.captioner else None,
     )
