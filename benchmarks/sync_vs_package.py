@@ -113,7 +113,7 @@ def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool)
     cfg = load("tiny", named).curation
     ours = backends.load(cfg)
     if not everything:
-        ours = replace(ours, frame_operators=(), sound_operators=())
+        ours = replace(ours, frame_operators={}, sound_operators={})
     theirs = SyncNetPipeline({"s3fd_weights": str(faces), "syncnet_weights": str(lips)}, device="cpu")
     finds = Finds(theirs.s3fd, ours.detector)
     theirs.s3fd = cast(Any, finds)

@@ -106,24 +106,19 @@ def analyse_again(
 
 
 def _only(backends: Backends, run: Set[str]) -> Backends:
-    frames = zip(FRAME_OPERATORS, backends.frame_operators, strict=True)
-    sounds = zip(SOUND_OPERATORS, backends.sound_operators, strict=True)
     return replace(
         backends,
         sync=backends.sync if "sync" in run else None,
         captioner=backends.captioner if "captions" in run else None,
-        frame_operators=tuple(make for name, make in frames if name in run),
-        sound_operators=tuple(make for name, make in sounds if name in run),
+        frame_operators={name: make for name, make in backends.frame_operators.items() if name in run},
+        sound_operators={name: make for name, make in backends.sound_operators.items() if name in run},
     )
 
 
 def _columns_of(backends: Backends, run: Set[str]) -> list[str]:
     """Columns of the clips table that the operators not in ``run`` wrote."""
-    makers: list[tuple[str, Any]] = [
-        *zip(FRAME_OPERATORS, backends.frame_operators, strict=True),
-        *zip(SOUND_OPERATORS, backends.sound_operators, strict=True),
-    ]
-    kept = [column for name, make in makers if name not in run for column in make().columns]
+    makers: dict[str, Any] = {**backends.frame_operators, **backends.sound_operators}
+    kept = [column for name, make in makers.items() if name not in run for column in make().columns]
     return kept if "captions" in run else [*kept, "captions"]
 
 
@@ -135,7 +130,7 @@ def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row], m
     """Run the operators of ``backends`` and ``more`` over the known ``clips`` (in order); write their columns there."""
     with open_video(uri, cfg.video, identify=False) as video:
         info = video.info
-        operators = [*(make() for make in backends.frame_operators), *more]
+        operators = [*(make() for make in backends.frame_operators.values()), *more]
         if operators:
             waiting = deque(clips)
             for tick in FramePass(video, cfg.video).run():
@@ -163,7 +158,7 @@ def _listen(uri: str, origin_s: float, backends: Backends, clips: list[Row]) -> 
     with SoundReader(uri, origin_s) as sound:
         if not sound.present:
             return
-        listeners = [make() for make in backends.sound_operators]
+        listeners = [make() for make in backends.sound_operators.values()]
         for clip in clips:
             sound.forget(clip["start_frame"])
             heard = sound.read(clip["start_frame"], clip["end_frame"])

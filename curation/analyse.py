@@ -111,8 +111,8 @@ class _Analysis:
         self._face_need = FrameNeed(cfg.faces.rate, cfg.faces.side)
         self._faces = NearFaces(backends.detector, cfg.faces)
         self._tracker = FaceTracker(cfg.faces, every(self._face_need))
-        self._operators: list[FrameOperator] = [make() for make in backends.frame_operators]
-        self._listeners = [make() for make in backends.sound_operators]
+        self._operators: list[FrameOperator] = [make() for make in backends.frame_operators.values()]
+        self._listeners = [make() for make in backends.sound_operators.values()]
         self._closed = 0  # transitions that ended a shot already
         self._waiting: deque[Tick] = deque()  # frames whose boxes are not certain yet
         self._seen: dict[int, _Seen] = {}

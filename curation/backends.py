@@ -8,7 +8,7 @@ from typing import Any
 
 from configs import strict
 from configs.errors import EchoForgeError
-from curation import dedup, quality, sound
+from curation import aesthetic, dedup, quality, sound
 from curation.captions import VisionCaptioner
 from curation.config import CurationConfig
 from curation.faces import FaceDetector, load_detector
@@ -19,14 +19,15 @@ from curation.text import operator as text
 MakeFrameOperator = Callable[[], FrameOperator]
 MakeSoundOperator = Callable[[], SoundOperator]
 
-FRAME_OPERATORS: dict[str, Callable[[Any], Callable[[], Any]]] = {
+FRAME_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {
     "text": text.load,
     "quality": quality.load,
     "detail": quality.load_detail,
     "dedup": dedup.load,
+    "aesthetic": aesthetic.load,
 }
-"""Name → ``load(cfg)``. An operator is added to curation by a line here (CONTRIBUTING.md)."""
-SOUND_OPERATORS: dict[str, Callable[[Any], Callable[[], Any]]] = {"sound": sound.load}
+"""Name → ``load(cfg)``, which may give None (switched off). To add an operator is to add a line here (CONTRIBUTING.md)."""
+SOUND_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {"sound": sound.load}
 """The same for operators that listen."""
 
 
@@ -36,8 +37,8 @@ class Backends:
 
     detector: FaceDetector
     sync: SyncBackend | None
-    frame_operators: tuple[MakeFrameOperator, ...]
-    sound_operators: tuple[MakeSoundOperator, ...]
+    frame_operators: dict[str, MakeFrameOperator]
+    sound_operators: dict[str, MakeSoundOperator]
     captioner: MakeFrameOperator | None  # of the vision-language model, where one is configured
 
 
@@ -50,8 +51,8 @@ def load(cfg: CurationConfig) -> Backends:
     return Backends(
         detector=load_detector(cfg.faces),
         sync=load_backend(cfg.sync),
-        frame_operators=tuple(load_one(cfg) for load_one in FRAME_OPERATORS.values()),
-        sound_operators=tuple(load_one(cfg) for load_one in SOUND_OPERATORS.values()),
+        frame_operators={name: make for name, load_one in FRAME_OPERATORS.items() if (make := load_one(cfg))},
+        sound_operators={name: make for name, load_one in SOUND_OPERATORS.items() if (make := load_one(cfg))},
         captioner=VisionCaptioner(cfg.captions).operator if cfg.captions.kind == "vlm" else None,
     )
 
@@ -78,9 +79,12 @@ def parameters(cfg: CurationConfig) -> dict[str, str]:
     hashes["quality"] = strict.digest({k: v for k, v in whole.items() if k not in detail})
     sync = {k: v for k, v in strict.to_dict(cfg.sync).items() if k not in ("required", "fit")}
     dedup_scan = {k: getattr(cfg.dedup, k) for k in ("rate", "side")}  # the rest is decided later, from the hashes
+    if cfg.aesthetic.enabled:  # switched off, earlier scores stay as they are
+        hashes["aesthetic"] = strict.digest(cfg.aesthetic)
     hashes |= {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}
     operators = (
         text.TextOperator, quality.QualityOperator, quality.DetailOperator, dedup.HashOperator, sound.SpeechOperator,
+        aesthetic.AestheticOperator,
     )  # fmt: skip
     versions = {o.name: o.version for o in operators}
     return {name: f"{digest}.{versions.get(name, 1)}" for name, digest in hashes.items()}

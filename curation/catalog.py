@@ -113,6 +113,7 @@ CLIPS = pa.schema(
         ("shake", pa.float32()),  # of the camera, share of the width
         ("freeze_frac", pa.float32()),
         ("blockiness", pa.float32()),
+        ("aesthetic", pa.float32()),  # null unless configured
         ("letterbox", _RECT),
         ("lufs", pa.float32()),
         ("speech_frac", pa.float32()),

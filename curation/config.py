@@ -135,6 +135,19 @@ class QualityConfig:
 
 
 @dataclass(frozen=True)
+class AestheticConfig:
+    """The optional learned score of the picture."""
+
+    enabled: bool
+    model: str  # open_clip's name of the network
+    clip: str | None  # file of its weights
+    head: str | None  # file of the linear layers on top
+    rate: float  # pictures per second
+    side: int  # longer side of the pictures scored
+    device: str
+
+
+@dataclass(frozen=True)
 class SoundConfig:
     """Speech by silero-vad (its ONNX model from the wheel), loudness by ITU-R BS.1770."""
 
@@ -203,6 +216,7 @@ class DecideConfig:
     max_shake: float
     max_freeze: float
     max_blockiness: float
+    min_aesthetic: float  # where it was scored
     min_lufs: float
     min_speech: float
     max_clipped: float
@@ -234,6 +248,7 @@ class CurationConfig:
     sync: SyncConfig
     text: TextConfig
     quality: QualityConfig
+    aesthetic: AestheticConfig
     sound: SoundConfig
     dedup: DedupConfig
     captions: CaptionsConfig

@@ -97,6 +97,7 @@ def rules(cfg: CurationConfig) -> list[Rule]:
             "{value:.0%} of the clip is frozen or black, {limit:.0%} allowed",
         ),
         Rule("blocks", "blockiness", "<=", d.max_blockiness, "blockiness {value:.1f}, {limit:.1f} allowed"),
+        Rule("aesthetic", "aesthetic", ">=", d.min_aesthetic, "aesthetic score {value:.1f}, {limit:.1f} needed"),
         Rule(
             "fps",
             "fps",

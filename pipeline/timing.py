@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from curation.backends import FRAME_OPERATORS, SOUND_OPERATORS, Backends
+from curation.backends import Backends
 
 REST = "decode and cuts"
 """What no operator accounts for: decoding, scaling, the search for shots, reading."""
@@ -64,15 +64,13 @@ def timed(backends: Backends, watch: Stopwatch) -> Backends:
     def made(make: Callable[[], Any], name: str) -> Callable[[], Any]:
         return lambda: _Timed(make(), name, watch)
 
-    frames = zip(backends.frame_operators, FRAME_OPERATORS, strict=True)
-    sounds = zip(backends.sound_operators, SOUND_OPERATORS, strict=True)
     sync: Any = backends.sync and _Timed(backends.sync, "sync", watch)
     detector: Any = _Timed(backends.detector, "faces", watch)
     return replace(
         backends,
         detector=detector,
         sync=sync,
-        frame_operators=tuple(made(make, name) for make, name in frames),
-        sound_operators=tuple(made(make, name) for make, name in sounds),
+        frame_operators={name: made(make, name) for name, make in backends.frame_operators.items()},
+        sound_operators={name: made(make, name) for name, make in backends.sound_operators.items()},
         captioner=made(backends.captioner, "captions") if backends.captioner else None,
     )
