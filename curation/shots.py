@@ -141,11 +141,13 @@ class ShotDetector:
         change = _distance(begin, end)
         if change < self._cfg.fade_change or float(begin.structure @ end.structure) > self._cfg.fade_correlation:
             return None
-        for share, thumb in ((0.25, self._thumbs[-1 - 3 * frames // 4]), (0.5, middle)):
+        quarter, last = self._thumbs[-1 - 3 * frames // 4], self._thumbs[-1 - frames // 4]
+        for share, thumb in ((0.25, quarter), (0.5, middle), (0.75, last)):
             mixed = (1 - share) * begin.pixels + share * end.pixels
-            residual = float(np.abs(thumb.pixels - mixed).mean())
-            if residual > self._cfg.fade_residual * change * (1 if share == 0.5 else 1.5):
+            if float(np.abs(thumb.pixels - mixed).mean()) > self._cfg.fade_residual * change:
                 return None
+        if not _mixed(begin, middle, end):
+            return None
         if any(begin.index < c <= end.index for c in (*self.cuts, *self._doubtful)):
             return None
         return Span(begin.index + 1, end.index)
@@ -180,6 +182,13 @@ def _thumb(picture: Picture) -> _Thumb:
 
 def _distance(a: _Thumb, b: _Thumb) -> float:
     return float(np.abs(a.pixels - b.pixels).mean())
+
+
+def _mixed(begin: _Thumb, middle: _Thumb, end: _Thumb) -> bool:
+    """Is the middle as flat as a mixture of two pictures is? A moving camera keeps its contrast on the way."""
+    (a, shared), (_, b) = np.cov(begin.pixels, end.pixels)
+    mixture, either = (a + b + 2 * shared) / 4, (a + b) / 2
+    return bool(np.var(middle.pixels) < (mixture + either) / 2)
 
 
 def _foreign(thumb: _Thumb, around: _Thumb) -> bool:
