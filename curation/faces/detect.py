@@ -156,7 +156,7 @@ class S3FD(_Near):
         net = S3FDNet(device=device)
         try:
             net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
-        except (RuntimeError, ValueError, KeyError, EOFError) as error:
+        except Exception as error:  # pickles fail in many ways
             message = f"'{path}' does not hold S3FD's weights; fetch it again with `weights fetch`."
             raise EchoForgeError(message) from error
         self._net = Detector(net, device=device)
