@@ -82,7 +82,7 @@ def test_a_fade_through_black_is_a_transition() -> None:
     out = [(f * s).astype(np.uint8) for f, s in zip(scene(1, 75)[60:], down, strict=True)]
     back = [(f * s).astype(np.uint8) for f, s in zip(scene(2, 15), up, strict=True)]
     found = transitions(scene(1, 60) + out + back + scene(2, 60, first=15))
-    assert found and all(48 <= t.start and t.end <= 102 for t in found)
+    assert found and all(t.start >= 48 and t.end <= 102 for t in found)
     assert not any(s.start < 70 and s.end > 80 for s in shots(found, 150)), "no shot goes through the black"
 
 
