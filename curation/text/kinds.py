@@ -2,7 +2,7 @@
 
 subtitle  a centred line in the low or top band, or one of several that take turns in the low band
 ticker    a line whose text moves along its own row
-watermark a line in a corner, or anywhere else off-centre in the low band, that stands still
+watermark a line in a corner or along the two edges of one, or anywhere else off-centre in the low band, that stands still
 logo      the same, of at most four letters
 scene     text elsewhere: part of what was filmed
 """
@@ -30,11 +30,11 @@ def confidence(line: Line, cfg: TextConfig) -> float:
     text = line.text or ""
     if letters(text) >= cfg.min_letters and line.read_score >= cfg.read_score:
         return line.read_score
-    width, height = line.patch.shape[1], line.patch.shape[0]
-    unread = letters(text) < cfg.min_letters and len(text) != 1
-    if unread and width >= cfg.unread_aspect * height and line.score >= cfg.unread_score and line.samples > 1:
-        return line.score
-    return 0.0
+    aspect = line.patch.shape[1] / line.patch.shape[0]
+    unread = letters(text) < cfg.min_letters and len(text) != 1  # hair, folds and stars read as one character
+    short = unread and aspect >= cfg.unread_aspect and line.score >= cfg.unread_score and line.samples > 1
+    wide = aspect >= cfg.wide_aspect and line.score >= cfg.wide_score and line.samples >= cfg.wide_looks
+    return line.score if short or wide else 0.0
 
 
 def kinds(lines: list[Line], cfg: TextConfig) -> list[str]:
@@ -50,7 +50,9 @@ def _still(line: Line, lines: list[Line], cfg: TextConfig) -> str:
     if banded and (abs(x - 0.5) <= cfg.centre or turns):
         return "subtitle"
     cornered = min(x, 1 - x) < cfg.corner and min(y, 1 - y) < cfg.corner
-    if cornered or y > 1 - cfg.corner:
+    x0, y0, x1, y1 = line.box
+    hugging = min(x0, 1 - x1) < cfg.edge and min(y0, 1 - y1) < cfg.edge  # a long one, whose middle is not in the corner
+    if cornered or hugging or y > 1 - cfg.corner:
         return "logo" if letters(line.text or "") <= _LOGO_LETTERS else "watermark"
     return "scene"
 
