@@ -8,7 +8,7 @@ from typing import Any
 
 from configs import strict
 from configs.errors import EchoForgeError
-from curation import aesthetic, dedup, quality, sound
+from curation import aesthetic, dedup, quality, sound, voices
 from curation.captions import VisionCaptioner
 from curation.config import CurationConfig
 from curation.faces import FaceDetector, load_detector
@@ -27,7 +27,7 @@ FRAME_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {
     "aesthetic": aesthetic.load,
 }
 """Name → ``load(cfg)``, which may give None (switched off). To add an operator is to add a line here (CONTRIBUTING.md)."""
-SOUND_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {"sound": sound.load}
+SOUND_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {"sound": sound.load, "voices": voices.load}
 """The same for operators that listen."""
 
 
@@ -81,10 +81,11 @@ def parameters(cfg: CurationConfig) -> dict[str, str]:
     dedup_scan = {k: getattr(cfg.dedup, k) for k in ("rate", "side")}  # the rest is decided later, from the hashes
     if cfg.aesthetic.enabled:  # switched off, earlier scores stay as they are
         hashes["aesthetic"] = strict.digest(cfg.aesthetic)
+    hashes["voices"] = strict.digest({})  # has no parameters
     hashes |= {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}
     operators = (
         text.TextOperator, quality.QualityOperator, quality.DetailOperator, dedup.HashOperator, sound.SpeechOperator,
-        aesthetic.AestheticOperator,
+        aesthetic.AestheticOperator, voices.VoicesOperator,
     )  # fmt: skip
     versions = {o.name: o.version for o in operators}
     return {name: f"{digest}.{versions.get(name, 1)}" for name, digest in hashes.items()}

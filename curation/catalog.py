@@ -118,6 +118,7 @@ CLIPS = pa.schema(
         ("lufs", pa.float32()),
         ("speech_frac", pa.float32()),
         ("clip_frac", pa.float32()),
+        ("second_voice", pa.float32()),  # share of the voiced time in which another voice (or music) is heard
         ("phash", pa.list_(pa.uint64())),
         ("duplicate_of", pa.string()),
         ("captions", pa.list_(_CAPTION)),

@@ -224,6 +224,7 @@ class DecideConfig:
     min_lufs: float
     min_speech: float
     max_clipped: float
+    max_second_voice: float
 
 
 @dataclass(frozen=True)

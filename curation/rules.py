@@ -71,6 +71,13 @@ def rules(cfg: CurationConfig) -> list[Rule]:
         Rule("silence", "lufs", ">=", d.min_lufs, "loudness {value:.0f} LUFS, {limit:.0f} needed", None, unit="LUFS"),
         Rule("clipping", "clip_frac", "<=", d.max_clipped, "{value:.1%} of the sound is clipped, {limit:.1%} allowed"),
         Rule(
+            "voices",
+            "second_voice",
+            "<=",
+            d.max_second_voice,
+            "a second voice or music in {value:.0%} of the speech, {limit:.0%} allowed",
+        ),
+        Rule(
             "text_area",
             "text_area",
             "<=",

@@ -12,11 +12,13 @@ from configs.errors import EchoForgeError
 from configs.schema import load
 from curation import captions, catalog, dedup, sources
 from curation.operators import ClipContext, Picture, Span
+from curation.puppets import sample
 from curation.quality import QualityOperator, sharpness
 from curation.sound import SpeechOperator, Vad
 from curation.text import crop
 from curation.text.operator import TextOperator
 from curation.text.recogniser import Recogniser
+from curation.voices import second_voice
 
 CFG = load("tiny", []).curation
 RNG = np.random.default_rng(0)
@@ -152,6 +154,15 @@ def test_noise_silence_and_clipping_are_told_from_each_other() -> None:
     assert operator.clip(noise * 0, noise[:, None] * 0, 16000)["lufs"] == -70.0
     loud = np.clip(np.sin(np.arange(32000) / 20) * 3, -1, 1).astype(np.float32)
     assert operator.clip(loud, loud[:, None], 16000)["clip_frac"] > 0.3
+
+
+def test_two_voices_score_above_either_and_silence_has_no_score() -> None:
+    voices = [sample(3, n, CFG.puppets, frames=60).pcm for n in range(24)]
+    alone = [second_voice(v) for v in voices]
+    both = [second_voice(a + b) for a, b in zip(voices[:12], voices[12:], strict=True)]
+    wins = [high > low for high in both if high is not None for low in alone if low is not None]
+    assert np.mean(wins) > 0.9
+    assert second_voice(np.zeros(32000, np.float32)) is None and second_voice(np.zeros(10, np.float32)) is None
 
 
 def hashes(seed: int, first: int = 0, count: int = 30, mirrored: bool = False) -> list[int]:
