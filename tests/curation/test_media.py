@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from configs.schema import load
+from curation.clipread import read_clip, read_still
 from curation.framepass import FramePass, open_video
 from curation.media import MediaError, VideoFile
 from curation.soundread import SoundReader
@@ -131,3 +132,55 @@ def test_pictures_are_as_a_player_shows_them(shared_media: Path, name: str, turn
         assert 0.95 < video.info.width / video.info.height < 1.05
         seen = next(video.frames()).picture(131, 131).astype(int)
     assert np.abs(seen - np.rot90(original, turns)).mean() < 3
+
+
+def test_fields_of_two_moments_become_one_picture(tmp_path: Path) -> None:
+    def moment(time: float) -> np.ndarray:
+        image = np.full((240, 320, 3), 60, np.uint8)
+        image[:, 20 + int(8 * time) : 60 + int(8 * time)] = 220
+        return image
+
+    path = tmp_path / "v.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"x264-params": "tff=1:interlaced=1"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(20):
+            woven = moment(number)
+            woven[1::2] = moment(number + 0.5)[1::2]
+            frame = av.VideoFrame.from_ndarray(woven, format="rgb24")
+            frame.pts = number
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with VideoFile(str(path)) as video:
+        assert video.info.interlaced
+        pictures = [f.picture(320, 240, True).astype(int) for f in video.frames()]
+    assert len(pictures) == 20
+    combs = [np.abs(np.diff(p, axis=0)).max(axis=0).max() for p in pictures[2:-2]]
+    assert max(combs) < 30, "no row differs from its neighbours"
+
+
+def test_what_an_edit_list_cuts_off_is_not_seen(tmp_path: Path) -> None:
+    whole = film(tmp_path / "whole.mp4", [40 * k for k in range(30)])
+    path = tmp_path / "trimmed.mp4"
+    with av.open(str(whole)) as given, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as out:
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(video=0):
+            if packet.dts is not None:
+                shift, packet.duration = round(0.4 / packet.time_base), round(0.04 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                out.mux(packet)
+    seen = shown(path)
+    assert len(seen) == 20 and seen[0] == pytest.approx(80, abs=2) and seen[-1] == pytest.approx(232, abs=2)
+
+
+def test_a_clip_is_read_as_the_pass_saw_it_wherever_it_starts(tmp_path: Path) -> None:
+    levels = [(37 * k) % 200 + 20 for k in range(700)]
+    path = film(tmp_path / "v.mp4", [33 * k for k in range(700)], level=levels)
+    seen = shown(path)
+    for start in (0, 7, 249, 251, 400, 540):  # before and after the place from which a seek pays
+        frames = read_clip(str(path), start, start + 33, width=64, height=48).frames
+        assert [round(float(f.mean())) for f in frames] == pytest.approx(seen[start : start + 33], abs=2)
+    with pytest.raises(MediaError, match="ends at frame"):
+        read_clip(str(path), 560, 593, width=64, height=48)
+    still = read_still(str(path), 300, 333, width=64, height=48)
+    assert min(abs(still.mean() - level) for level in seen[300:333]) < 2
