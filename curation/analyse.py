@@ -296,7 +296,7 @@ class _Analysis:
         for i, result in scored.items():
             tracks[i] |= {
                 "av_offset": _small(result.score.offset_frames),
-                "conf": result.score.conf,
+                "conf": _confidence(result, backend),
                 "dist": result.score.dist,
             }
         if not scored:
@@ -332,7 +332,12 @@ def _sync_columns(result: Correction, backend: SyncBackend) -> dict[str, Any]:
     }
     if backend.name == "syncnet_v2":
         return columns | {"sync_c": score.conf, "sync_d": score.dist}
-    return columns | {"sync_fit_conf": score.conf}
+    return columns | {"sync_fit_conf": _confidence(result, backend)}
+
+
+def _confidence(result: Correction, backend: SyncBackend) -> float:
+    """SyncNet's own number; of a fitted backend in units of its threshold, so that every file's mean the same."""
+    return result.score.conf / (1.0 if backend.name == "syncnet_v2" else max(backend.threshold, 1e-6))
 
 
 def _small(offset: int) -> int:

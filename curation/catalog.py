@@ -99,7 +99,7 @@ CLIPS = pa.schema(
         ("sync_backend", pa.string()),
         ("sync_c", pa.float32()),  # SyncNet v2 only
         ("sync_d", pa.float32()),
-        ("sync_fit_conf", pa.float32()),  # a fitted backend, with its own threshold
+        ("sync_fit_conf", pa.float32()),  # a fitted backend; 1: the threshold on its card
         ("av_offset_frames", pa.int8()),  # > 0: the audio is early
         ("offset_samples", pa.int32()),  # correction applied when the clip is read, 16 kHz samples
         ("residual_offset", pa.int8()),

@@ -204,7 +204,7 @@ class DecideConfig:
     min_face_frac: float  # share of the clip with the face in it
     max_faces: int
     sync_min_conf: float  # SyncNet v2
-    sync_min_fit_conf: float  # a fitted backend
+    sync_min_fit_conf: float  # a fitted backend, in units of the threshold on its card
     sync_max_offset: int  # frames, corrected up to here
     sync_max_residual: int  # frames, after correction
     sync_strict_conf: float  # tier "strict"

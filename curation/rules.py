@@ -127,7 +127,7 @@ def rules(cfg: CurationConfig) -> list[Rule]:
             "sync_fit_conf",
             ">=",
             d.sync_min_fit_conf,
-            "confidence of the fitted sync {value:.2f}, {limit:.2f} needed",
+            "confidence of the fitted sync {value:.2f} (1 is its own threshold), {limit:.2f} needed",
         ),
         Rule(
             "sync_offset",

@@ -142,8 +142,7 @@ def _fitted(path: Path, config: Config) -> tuple[Config, dict[str, Any]]:
 
     sync = replace(config.curation.sync, backend="fitted", fitted=str(path))
     backend: Any = load_backend(sync)
-    decide = replace(config.curation.decide, sync_min_fit_conf=backend.threshold)
-    return replace(config, curation=replace(config.curation, sync=sync, decide=decide)), backend.card
+    return replace(config, curation=replace(config.curation, sync=sync)), backend.card
 
 
 @dataclass(frozen=True)
