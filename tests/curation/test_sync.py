@@ -17,7 +17,10 @@ from scipy.io import wavfile
 
 from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
+from curation import backends
+from curation.analyse import analyse_video
 from curation.catalog import CLIPS, table
+from curation.clipwrite import write_video
 from curation.puppets import make, sample
 from curation.sync import load_backend
 from curation.sync.base import CropNeed, SyncBackend, SyncScore, distance_matrix, summarise
@@ -27,6 +30,7 @@ from curation.sync.fit import SyncClip, auc, fit_from_clips
 from curation.sync.fitted import FittedSync
 from curation.sync.gather import catalog_clips, catalog_rows, puppet_clip
 from curation.sync.syncnet_v2 import SyncNetV2, network
+from pipeline.catalog import Explanation
 
 TINY = load("tiny", []).curation
 SYNC = TINY.sync
@@ -211,11 +215,16 @@ def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
         next(catalog_rows(tmp_path / "nowhere"))
 
 
-@pytest.mark.slow
-def test_a_fit_on_sixty_puppets_tells_shifts_apart(tmp_path: Path) -> None:
-    out = tmp_path / "fitted.safetensors"
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fit") / "fitted.safetensors"
     fit_from_clips(_clips(0, 60, 75), out, SYNC, domain="puppets")
-    backend = FittedSync.load(dataclasses.replace(SYNC, fitted=str(out)))
+    return out
+
+
+@pytest.mark.slow
+def test_a_fit_on_sixty_puppets_tells_shifts_apart(fitted: Path) -> None:
+    backend = FittedSync.load(dataclasses.replace(SYNC, fitted=str(fitted)))
     good, shifted, near = [], [], []
     for clip in _clips(9, 24, 80):
         for late in (0, -10, -5, -3, 3, 4, 7):
@@ -227,3 +236,19 @@ def test_a_fit_on_sixty_puppets_tells_shifts_apart(tmp_path: Path) -> None:
             assert state == ("in_sync" if late == 0 else "too_far" if abs(late) > 6 else "corrected")
     assert auc(np.array(good), np.array(shifted)) >= 0.99
     assert np.mean(near) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("speaks", [0, 1])
+def test_of_two_people_the_one_whose_lips_fit_speaks(tmp_path: Path, fitted: Path, speaks: int) -> None:
+    two = [sample(9, n, TINY.puppets, frames=80) for n in (0, 3)]
+    side_by_side = np.concatenate([np.repeat(np.repeat(p.frames, 2, 1), 2, 2) for p in two], axis=2)
+    write_video(tmp_path / "two.mp4", side_by_side, two[speaks].pcm)
+    cfg = load("tiny", ["sync.backend=fitted", f"sync.fitted={fitted}"]).curation
+    (clip, *_) = analyse_video(str(tmp_path / "two.mp4"), cfg, backends=backends.load(cfg))[1]
+    assert (clip["n_faces"], clip["active_by"]) == (2, "sync")
+    track = clip["tracks"][clip["active_track"]]
+    assert (track["boxes"][0][0] > 192) == bool(speaks), "the left one, or the right one"
+    assert all(t["conf"] is not None for t in clip["tracks"])
+    shown = str(Explanation(clip | {"verdict": "reject"}, []))
+    assert f"number {clip['active_track']} speaks: its lips fit the sound best" in shown
