@@ -65,14 +65,14 @@ def analyse_again(
     before: Rows,
     spans: Sequence[tuple[float, float]] = (),
     caption: str | None = None,
-    **facts: str | None,
+    **facts: Any,
 ) -> Rows:
     """As `analyse_video`, with only the operators ``run`` at work.
 
     Args:
         run: as :func:`outdated` gives it.
         before: the video's rows from an earlier analysis of the same bytes.
-        facts: ``speaker``, ``licence``, ``source``, as a manifest says.
+        facts: ``speaker``, ``licence``, ``source``, ``region``, as a manifest says.
 
     Returns:
         Rows equal to those of a whole analysis.

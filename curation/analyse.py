@@ -49,12 +49,15 @@ def analyse_video(
     speaker: str | None = None,
     licence: str | None = None,
     source: str | None = None,
+    region: tuple[int, int, int, int, int] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Everything that can be known of one video by itself.
 
     Args:
         spans: seconds [start, end) to which clips are restricted; none: the whole video.
         caption, speaker, licence, source: what a manifest says of it.
+        region: x, y, w, h that the speaker's face lies in, and the height of the picture that they are meant for (0:
+            this one's). Faces with their middle elsewhere are not looked at.
 
     Returns:
         (row of `catalog.VIDEOS`, rows of `catalog.CLIPS`). A file that cannot be used gives a row with the verdict
@@ -67,7 +70,7 @@ def analyse_video(
         with open_video(uri, cfg.video) as video:
             frames = FramePass(video, cfg.video)
             with SoundReader(uri, video.info.origin_s) as sound:
-                work = _Analysis(video.info, cfg, backends, sound, spans)
+                work = _Analysis(video.info, cfg, backends, sound, spans, region)
                 if backends.captioner and not written(uri, cfg.captions, caption):
                     work.watch(backends.captioner())
                 clips = [row for tick in frames.run() for row in work.tick(tick)] + list(work.finish(frames))
@@ -103,9 +106,11 @@ class _Analysis:
         backends: Backends,
         sound: SoundReader,
         spans: Sequence[tuple[float, float]],
+        region: tuple[int, int, int, int, int] | None = None,
     ) -> None:
         self._info, self._cfg, self._backends, self._sound = info, cfg, backends, sound
         self._spans = [Span(round(a * FPS), round(b * FPS)) for a, b in spans]
+        self._region = None if region is None else _scaled_region(region, info.height)
         self._shots = ShotDetector(cfg.shots)
         self._cutter = ClipCutter(cfg.clips)
         self._face_need = FrameNeed(cfg.faces.rate, cfg.faces.side)
@@ -157,7 +162,10 @@ class _Analysis:
     def _detect(self, tick: Tick) -> None:
         seen = picture(tick, self._face_need, self._info.width, self._info.height)
         faces = self._faces.detect(seen.image)
-        self._tracker.detected(tick.index, [_scaled_up(face, seen.scale) for face in faces])
+        shown = [_scaled_up(face, seen.scale) for face in faces]
+        self._tracker.detected(
+            tick.index, [face for face in shown if self._region is None or _inside(face, self._region)]
+        )
 
     def _settle(self, until: int) -> None:
         """Boxes of the waiting frames before ``until`` are certain: keep them, and the crops for the sync network."""
@@ -320,6 +328,17 @@ class _Analysis:
 def _scaled_up(face: Face, scale: float) -> Face:
     mouth = None if face.mouth is None else face.mouth * scale
     return replace(face, box=face.box * scale, mouth=mouth)
+
+
+def _scaled_region(region: tuple[int, int, int, int, int], height: int) -> np.ndarray:
+    """x0, y0, x1, y1 in displayed pixels."""
+    x, y, w, h, meant = region
+    return np.array([x, y, x + w, y + h]) * (height / meant if meant else 1.0)
+
+
+def _inside(face: Face, region: np.ndarray) -> bool:
+    middle = (face.box[:2] + face.box[2:]) / 2
+    return bool((middle >= region[:2]).all() and (middle <= region[2:]).all())
 
 
 def _sync_columns(result: Correction, backend: SyncBackend) -> dict[str, Any]:

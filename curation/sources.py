@@ -41,7 +41,7 @@ class Source:
     spans: tuple[tuple[float, float], ...] = ()
     caption: str | None = None
     speaker: str | None = None
-    crop: tuple[int, int, int, int] | None = None  # x, y, w, h, where an annotation gives one
+    region: tuple[int, int, int, int, int] | None = None  # x, y, w, h where the speaker is, and for what height that is
 
 
 def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
@@ -180,15 +180,24 @@ def _is_hdtf(folder: Path) -> bool:
 def _hdtf(folder: Path) -> Iterator[Source]:
     """HDTF's annotation files (RD, WDA, WRA: ``*_annotion_time.txt``, ``*_crop_wh.txt``) beside downloaded videos.
 
-    ``NAME.mp4 0:05-0:35 1:10-1:40`` gives a video's time spans; ``NAME_0.mp4 x w y h`` the crop of its first span.
+    ``NAME.mp4 0:05-0:35 1:10-1:40`` gives a video's time spans; ``NAME_0.mp4 x w y h`` the crop of its first span, in
+    the resolution that ``*_resolution.txt`` names (``NAME.mp4 720``; 0 here: that of the file). Only faces inside the
+    crop are looked at; the picture is not cut.
     """
-    crops: dict[str, tuple[int, int, int, int]] = {}
+    heights = {
+        Path(line.split()[0]).stem: int(line.split()[1])
+        for file in sorted(folder.glob("*_resolution.txt"))
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if len(line.split()) == 2 and line.split()[1].isdigit()
+    }
+    regions: dict[str, tuple[int, int, int, int, int]] = {}
     for file in sorted(folder.glob("*_crop_wh.txt")):
         for line in file.read_text(encoding="utf-8").splitlines():
             parts = line.split()
             if len(parts) == 5 and parts[0].endswith("_0.mp4"):
                 x, w, y, h = (int(float(v)) for v in parts[1:])
-                crops[parts[0][: -len("_0.mp4")]] = (x, y, w, h)
+                stem = parts[0][: -len("_0.mp4")]
+                regions[stem] = (x, y, w, h, heights.get(stem, 0))
     for file in sorted(folder.glob("*_annotion_time.txt")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if not line.strip():
@@ -196,7 +205,7 @@ def _hdtf(folder: Path) -> Iterator[Source]:
             name, *times = line.split()
             spans = tuple(_clock_span(t, str(file)) for t in times)
             path = next((p for p in sorted(folder.rglob(name)) if p.is_file()), folder / name)
-            yield Source(str(path), "HDTF", "CC BY 4.0 (annotations)", spans, crop=crops.get(Path(name).stem))
+            yield Source(str(path), "HDTF", "CC BY 4.0 (annotations)", spans, region=regions.get(Path(name).stem))
 
 
 def _clock_span(text: str, where: str) -> tuple[float, float]:

@@ -31,7 +31,7 @@ from pipeline.summary import CurateSummary, publish, summarise
 from pipeline.timing import Stopwatch, timed
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
-SAID = ("caption", "speaker", "licence", "source")
+SAID = ("caption", "speaker", "licence", "source", "region")
 """What a manifest may say of a video."""
 
 

@@ -73,3 +73,16 @@ def test_a_file_that_is_missing_or_something_else_is_named(tmp_path: Path, detec
     file.write_bytes(b"something else")
     with pytest.raises(EchoForgeError, match=r"weights\.bin"):
         load_detector(replace(CFG.faces, detector=detector, weights=str(file)))
+
+
+def test_an_annotated_region_says_whose_face_is_meant(shared_media: Path) -> None:
+    video = str(shared_media / "faults/twoface_sidebyside.mp4")
+    cfg = load("tiny", ["sync.required=false"]).curation
+    loaded = backends.load(cfg)
+    (both, *_) = analyse_video(video, cfg, backends=loaded)[1]
+    assert both["n_faces"] == 2 and both["active_by"] == "size"
+    half, height = both["width"] // 2, both["height"]
+    for x, scale in ((0, 1), (half, 1), (half, 2)):
+        region = (x // scale, 0, half // scale, height // scale, height // scale)
+        (one, *_) = analyse_video(video, cfg, backends=loaded, region=region)[1]
+        assert one["n_faces"] == 1 and (one["tracks"][0]["boxes"][0][0] >= half) == (x > 0)

@@ -207,8 +207,9 @@ def test_hdtf_annotations(tmp_path: Path) -> None:
     (tmp_path / "RD_video_url.txt").write_text("Radio1.mp4 https://x\n")
     (tmp_path / "RD_annotion_time.txt").write_text("Radio1.mp4 0:05-0:35 1:10-1:40\n")
     (tmp_path / "RD_crop_wh.txt").write_text("Radio1_0.mp4 10 300 20 310\n")
+    (tmp_path / "RD_resolution.txt").write_text("Radio1.mp4 720\n")
     (found,) = sources.expand([str(tmp_path)], CFG)
-    assert found.spans == ((5.0, 35.0), (70.0, 100.0)) and found.crop == (10, 20, 300, 310)
+    assert found.spans == ((5.0, 35.0), (70.0, 100.0)) and found.region == (10, 20, 300, 310, 720)
 
 
 def test_captions_say_where_they_come_from(tmp_path: Path) -> None:
