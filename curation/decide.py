@@ -141,9 +141,11 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
             )
         )
     found = {str(s[0]).split(":")[0]: str(s[0]) for bad, s in _text_reasons(one, cfg) if len(bad)}
+    boxes = row.get("text_boxes")
     for kind, action in cfg.decide.text.items():
+        best = None if boxes is None else max((float(b["score"]) for b in boxes if b["kind"] == kind), default=0.0)
         results.append(
-            RuleResult(kind, "text_boxes", None, "action", action, kind not in found, "reject", found.get(kind, ""))
+            RuleResult(kind, "text_boxes", best, "action", action, kind not in found, "reject", found.get(kind, ""))
         )
     if cfg.dedup.enabled:
         copy = row.get("duplicate_of")

@@ -81,7 +81,8 @@ def _faces(row: Mapping[str, Any]) -> list[str]:
     if len(tracks) < 2:
         return []
     why = {"sync": "its lips fit the sound best", "size": "it is the largest; nothing scored the lips"}
-    lines = [f"  {len(tracks)} faces; number {row['active_track']} speaks: {why.get(row.get('active_by') or '', '?')}"]
+    chosen = why.get(row.get("active_by") or "", "?")
+    lines = [f"  {len(tracks)} faces; number {row['active_track']} is taken for the speaker: {chosen}"]
     for t in tracks:
         score = "not scored" if t["conf"] is None else f"confidence {t['conf']:.2f} at {t['av_offset']:+d} frames"
         lines.append(f"    {t['track_id']}: {t['size_px']:.0f} px, in {t['frac_present']:.0%} of the clip, {score}")

@@ -251,4 +251,4 @@ def test_of_two_people_the_one_whose_lips_fit_speaks(tmp_path: Path, fitted: Pat
     assert (track["boxes"][0][0] > 192) == bool(speaks), "the left one, or the right one"
     assert all(t["conf"] is not None for t in clip["tracks"])
     shown = str(Explanation(clip | {"verdict": "reject"}, []))
-    assert f"number {clip['active_track']} speaks: its lips fit the sound best" in shown
+    assert f"number {clip['active_track']} is taken for the speaker: its lips fit the sound best" in shown
