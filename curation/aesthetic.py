@@ -97,9 +97,12 @@ class AestheticOperator:
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """The mean over the clip's pictures, which go through the networks together."""
-        self._kept = [k for k in self._kept if k[0] >= span.start]
-        seen = [image for index, image in self._kept if index < span.end]
+        seen = [image for index, image in self._kept if span.start <= index < span.end]
         return {"aesthetic": float(self._scorer.score(seen).mean()) if seen else None}
+
+    def forget(self, before: int) -> None:
+        """See :class:`curation.operators.FrameOperator`."""
+        self._kept = [k for k in self._kept if k[0] >= before]
 
 
 def load(cfg: Any) -> Callable[[], AestheticOperator] | None:

@@ -35,6 +35,7 @@ DEPENDENTS: dict[str, tuple[str, ...]] = {
     "sound": ("captions",),  # the template says whether someone talks
 }
 """Operator → those that use its result. Operators not named here are used by none."""
+_FORGET = 250  # frames between two times that operators are told what is not needed any more
 _SYNC_COLUMNS = ("av_offset", "conf", "dist")  # of a track: no part of what other operators see
 
 
@@ -140,6 +141,9 @@ def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row], m
                 tick.frame.release()
                 while waiting and waiting[0]["end_frame"] <= tick.index + 1:
                     _answer(operators, waiting.popleft(), info.width, info.height, info.fps)
+                if tick.index % _FORGET == 0:
+                    for operator in operators:
+                        operator.forget(min(clip["start_frame"] for clip in waiting) if waiting else tick.index)
             for clip in waiting:
                 _answer(operators, clip, info.width, info.height, info.fps)
         if backends.sound_operators:

@@ -218,6 +218,8 @@ class _Analysis:
             self._forgotten = oldest
             self._tracker.forget(oldest)
             self._sound.forget(oldest)
+            for operator in self._operators:
+                operator.forget(oldest)
 
     def _row(self, span: Span) -> dict[str, Any]:
         info = self._info

@@ -147,9 +147,12 @@ class CaptionOperator:
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """The model's captions; none for a clip without a face, which is never kept."""
-        self._kept = [k for k in self._kept if k[0] >= span.start]
-        seen = [image for index, image in self._kept if index < span.end]
+        seen = [image for index, image in self._kept if span.start <= index < span.end]
         return {"captions": self._model.describe(np.stack(seen)) if seen and context.tracks else []}
+
+    def forget(self, before: int) -> None:
+        """See :class:`curation.operators.FrameOperator`."""
+        self._kept = [k for k in self._kept if k[0] >= before]
 
 
 def parse_answer(answer: str, source: str) -> list[Caption]:

@@ -55,9 +55,12 @@ class HashOperator:
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """Pairs of the clip; the first has no motion before it inside the clip and is left out."""
-        self._kept = [k for k in self._kept if k[0] >= span.start]
-        pairs = [k for k in self._kept if k[0] < span.end][1:]
+        pairs = [k for k in self._kept if span.start <= k[0] < span.end][1:]
         return {"phash": [value for _, look, moved in pairs for value in (look, moved)]}
+
+    def forget(self, before: int) -> None:
+        """See :class:`curation.operators.FrameOperator`."""
+        self._kept = [k for k in self._kept if k[0] >= before]
 
 
 def load(cfg: Any) -> Callable[[], HashOperator]:

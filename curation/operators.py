@@ -8,8 +8,8 @@ a network, is loaded in ``load``, once per worker; the callable makes the light 
 name it in ``FRAME_OPERATORS`` or ``SOUND_OPERATORS`` of `curation/backends.py`.
 
 ``clip`` is called once per clip, in order, soon after the pass has gone by the clip's end (not at the end of the
-video): what lies before ``span.start`` may be forgotten then. Faces are known by that time and come in the context,
-so that an operator can weigh what it saw by where the face was.
+video); ``forget`` says what will not be asked for any more, also where there are no clips for a long time. Faces are
+known by the time of ``clip`` and come in the context, so that an operator can weigh what it saw by where the face was.
 """
 
 from __future__ import annotations
@@ -84,6 +84,9 @@ class FrameOperator(Protocol):
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """The values of :attr:`columns` for one clip, from what was seen inside ``span``."""
+
+    def forget(self, before: int) -> None:
+        """No clip to come begins before this frame: drop what was kept of earlier ones (called every few seconds)."""
 
 
 class SoundOperator(Protocol):

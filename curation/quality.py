@@ -69,7 +69,6 @@ class QualityOperator:
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """See :mod:`curation.catalog`; freeze_frac 0..1, motion in grey levels per 1/rate s."""
-        self._sights = [s for s in self._sights if s.index >= span.start - 25]
         seen = [s for s in self._sights if span.start <= s.index < span.end]
         if not seen:
             return dict.fromkeys(self.columns) | {"fps": context.fps}
@@ -84,6 +83,10 @@ class QualityOperator:
             "letterbox": letterbox([s.bars for s in seen], context.width, context.height, self._cfg),
             "fps": context.fps,
         }
+
+    def forget(self, before: int) -> None:
+        """See :class:`curation.operators.FrameOperator`."""
+        self._sights = [s for s in self._sights if s.index >= before]
 
 
 class DetailOperator:
@@ -104,14 +107,17 @@ class DetailOperator:
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """See :mod:`curation.catalog`; exposure 0..1."""
-        self._kept = [k for k in self._kept if k[0] >= span.start]
-        seen = [k for k in self._kept if k[0] < span.end]
+        seen = [k for k in self._kept if span.start <= k[0] < span.end]
         faces = [_face(gray, context) for _, _, gray in seen]
         return {
             "sharpness": _median([sharpness(face, self._side) for face in faces]),
             "exposure": _median([float(face.mean()) / 255 for face in faces]),
             "blockiness": _median([blocks for _, blocks, _ in seen]),
         }
+
+    def forget(self, before: int) -> None:
+        """See :class:`curation.operators.FrameOperator`."""
+        self._kept = [k for k in self._kept if k[0] >= before]
 
 
 def load(cfg: Any) -> Callable[[], QualityOperator]:

@@ -57,7 +57,6 @@ class TextOperator:
 
     def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
         """Boxes in displayed pixels with frames counted from the clip's start; area and score as the catalog says."""
-        self._follower.forget(span.start)
         seen = [
             line
             for line in self._follower.gone + self._follower.alive
@@ -84,6 +83,10 @@ class TextOperator:
                 self._cfg.crop_face,
             ),
         }
+
+    def forget(self, before: int) -> None:
+        """See :class:`curation.operators.FrameOperator`."""
+        self._follower.forget(before)
 
     def _read(self, lines: list[Line]) -> None:
         for line, (text, score) in zip(lines, self._net.read([line.patch for line in lines]), strict=True):

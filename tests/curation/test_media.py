@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from configs.schema import load
+from curation import backends
+from curation.analyse import analyse_video
 from curation.clipread import read_clip, read_still
 from curation.framepass import FramePass, open_video
 from curation.media import MediaError, VideoFile
+from curation.operators import Picture
+from curation.quality import DetailOperator
 from curation.soundread import SoundReader
 
 VIDEO = load("tiny").curation.video
@@ -184,3 +188,17 @@ def test_a_clip_is_read_as_the_pass_saw_it_wherever_it_starts(tmp_path: Path) ->
         read_clip(str(path), 560, 593, width=64, height=48)
     still = read_still(str(path), 300, 333, width=64, height=48)
     assert min(abs(still.mean() - level) for level in seen[300:333]) < 2
+
+
+def test_what_lies_outside_the_wanted_spans_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg, held, look = load("tiny").curation, [], DetailOperator.frame
+
+    def frame(self: DetailOperator, picture: Picture) -> None:
+        look(self, picture)
+        held.append(len(self._kept))
+
+    monkeypatch.setattr(DetailOperator, "frame", frame)
+    path = film(tmp_path / "v.mp4", [40 * k for k in range(1500)], level=[99] * 1500)
+    row, clips = analyse_video(str(path), cfg, backends=backends.load(cfg), spans=[(54.0, 60.0)])
+    assert "error" not in row and {c["start_frame"] >= 1350 for c in clips} == {True}
+    assert len(held) == 60 and max(held) <= 25, "seconds of pictures"
