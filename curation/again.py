@@ -18,6 +18,7 @@ from curation.analyse import analyse_video
 from curation.backends import FRAME_OPERATORS, SOUND_OPERATORS, Backends
 from curation.captions import captions, written
 from curation.catalog import CLIPS
+from curation.clips import on_clock_spans, wanted
 from curation.config import CurationConfig
 from curation.framepass import FramePass, every, open_video, picture
 from curation.operators import ClipContext, FrameOperator, Span
@@ -97,7 +98,7 @@ def analyse_again(
             clips = [clip | {"captions": None} for clip in clips]
         asked = [few.captioner()] if few.captioner and not written(uri, cfg.captions, caption) else []
         if asked or run & {*FRAME_OPERATORS, *SOUND_OPERATORS}:
-            _look(uri, cfg, few, clips, asked)
+            _look(uri, cfg, few, clips, asked, on_clock_spans(spans))
         if "captions" in run:
             for clip in clips:
                 clip["captions"] = captions(uri, clip, cfg.captions, caption)
@@ -127,7 +128,9 @@ def _place(clip: Row) -> tuple[int, int]:
     return clip["start_frame"], clip["end_frame"]
 
 
-def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row], more: list[FrameOperator]) -> None:
+def _look(
+    uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row], more: list[FrameOperator], within: list[Span]
+) -> None:
     """Run the operators of ``backends`` and ``more`` over the known ``clips`` (in order); write their columns there."""
     with open_video(uri, cfg.video, identify=False) as video:
         info = video.info
@@ -135,7 +138,7 @@ def _look(uri: str, cfg: CurationConfig, backends: Backends, clips: list[Row], m
         if operators:
             waiting = deque(clips)
             for tick in FramePass(video, cfg.video).run():
-                for operator in operators:
+                for operator in operators if wanted(within, tick.index) else ():
                     if tick.index % every(operator.needs) == 0:
                         operator.frame(picture(tick, operator.needs, info.width, info.height))
                 tick.frame.release()

@@ -23,11 +23,11 @@ from curation import catalog
 from curation.backends import Backends
 from curation.captions import captions, written
 from curation.catalog import FPS
-from curation.clips import ClipCutter
+from curation.clips import ClipCutter, on_clock_spans, wanted
 from curation.config import CurationConfig
 from curation.faces import Face, FaceTracker, NearFaces, TrackBox
 from curation.framepass import FramePass, Tick, every, open_video, picture, scaled
-from curation.media import MediaError, MediaInfo
+from curation.media import Frame, MediaError, MediaInfo
 from curation.operators import ClipContext, FrameNeed, FrameOperator, Span
 from curation.shots import ShotDetector
 from curation.soundread import SoundReader
@@ -36,6 +36,8 @@ from curation.sync import Correction, Square, SyncBackend, correct, cut, square
 _BOX_EVERY = 4  # boxes are stored for every 4th frame (one latent frame); clips have 4k+1 frames, so the ends are in
 _PRESENT = 0.3  # a track in less of the clip than this is a passer-by or a mistake of the detector
 _SCORED = 0.5  # a track in at least so much of the clip is asked whether it speaks
+_NO_FRAME = Frame(0.0, 0.0, damaged=False)  # decoded frames are large: they wait only for crops
+_AFTER = 100  # frames looked at after the last wanted one: a fade that begins before it is known by then
 _CROP_SIDES = 32  # crops are cut from pictures whose longer side is a multiple of this, so few sizes are rendered
 
 
@@ -73,8 +75,13 @@ def analyse_video(
                 work = _Analysis(video.info, cfg, backends, sound, spans, region)
                 if backends.captioner and not written(uri, cfg.captions, caption):
                     work.watch(backends.captioner())
-                clips = [row for tick in frames.run() for row in work.tick(tick)] + list(work.finish(frames))
-            row = _video_row(video.info, frames) | extra
+                clips: list[dict[str, Any]] = []
+                for tick in frames.run():
+                    clips += work.tick(tick)
+                    if work.past(tick.index):
+                        break
+                clips += work.finish(frames)
+            row = _video_row(video.info, frames, whole=not work.past(frames.ticks)) | extra
     except MediaError as error:
         return _error_row(uri, error.stage, str(error)) | extra, []
     except EchoForgeError as error:
@@ -109,7 +116,7 @@ class _Analysis:
         region: tuple[int, int, int, int, int] | None = None,
     ) -> None:
         self._info, self._cfg, self._backends, self._sound = info, cfg, backends, sound
-        self._spans = [Span(round(a * FPS), round(b * FPS)) for a, b in spans]
+        self._spans = on_clock_spans(spans)
         self._region = None if region is None else _scaled_region(region, info.height)
         self._shots = ShotDetector(cfg.shots)
         self._cutter = ClipCutter(cfg.clips)
@@ -118,7 +125,8 @@ class _Analysis:
         self._tracker = FaceTracker(cfg.faces, every(self._face_need))
         self._operators: list[FrameOperator] = [make() for make in backends.frame_operators.values()]
         self._listeners = [make() for make in backends.sound_operators.values()]
-        self._closed = 0  # transitions that ended a shot already
+        self._cuts_crops = backends.sync is not None and sound.present
+        self._closed = 0  # ends of shots that are dealt with
         self._waiting: deque[Tick] = deque()  # frames whose boxes are not certain yet
         self._seen: dict[int, _Seen] = {}
         self._clips: deque[Span] = deque()  # certain clips, not yet answered for
@@ -134,17 +142,22 @@ class _Analysis:
         self._last = tick.index + 1
         info = self._info
         self._shots.frame(picture(tick, self._shots.needs, info.width, info.height))
-        for operator in self._operators:
+        here = wanted(self._spans, tick.index)
+        for operator in self._operators if here else ():
             if tick.index % every(operator.needs) == 0:
                 operator.frame(picture(tick, operator.needs, info.width, info.height))
         if tick.index % every(self._face_need) == 0:
-            self._detect(tick)
+            self._tracker.detected(tick.index, self._detect(tick) if here else [])
         tick.frame.release()
-        self._waiting.append(tick)
+        self._waiting.append(tick if self._cuts_crops else replace(tick, frame=_NO_FRAME))
         self._tracker.advance(self._shots.cuts, self._shots.cuts_until)
         self._settle(self._tracker.settled_until)
         self._cut(self._shots.safe_until)
         yield from self._answer(self._waiting[0].index if self._waiting else self._last)
+
+    def past(self, frame: int) -> bool:
+        """Is nothing wanted any more, so that the rest need not be decoded?"""
+        return bool(self._spans) and frame > self._spans[-1].end + _AFTER
 
     def finish(self, frames: FramePass) -> Iterator[dict[str, Any]]:
         """The rest, once the video has ended."""
@@ -159,13 +172,11 @@ class _Analysis:
 
     # ---- faces ----------------------------------------------------------------------------------------------------
 
-    def _detect(self, tick: Tick) -> None:
+    def _detect(self, tick: Tick) -> list[Face]:
         seen = picture(tick, self._face_need, self._info.width, self._info.height)
         faces = self._faces.detect(seen.image)
         shown = [_scaled_up(face, seen.scale) for face in faces]
-        self._tracker.detected(
-            tick.index, [face for face in shown if self._region is None or _inside(face, self._region)]
-        )
+        return [face for face in shown if self._region is None or _inside(face, self._region)]
 
     def _settle(self, until: int) -> None:
         """Boxes of the waiting frames before ``until`` are certain: keep them, and the crops for the sync network."""
@@ -176,7 +187,7 @@ class _Analysis:
 
     def _crops(self, tick: Tick, boxes: list[TrackBox]) -> dict[int, np.ndarray]:
         backend = self._backends.sync
-        if backend is None or not self._sound.present:
+        if backend is None or not self._cuts_crops:
             return {}
         crops = {box.track: self._crop(tick, box, backend) for box in boxes}
         tick.frame.release()
@@ -197,19 +208,21 @@ class _Analysis:
 
     def _cut(self, safe_until: int) -> None:
         """Clips that no unknown transition can touch."""
-        transitions = self._shots.transitions()
-        while self._closed < len(transitions) and transitions[self._closed].end <= safe_until:
-            ended = transitions[self._closed]
-            self._clips.extend(self._cutter.close(ended.start, ended.end, cut=True))
+        cuts = [(t.start, t.end, True) for t in self._shots.transitions()]
+        edges = [(edge, edge, False) for span in self._spans for edge in (span.start, span.end)]
+        ends = sorted(cuts + edges)
+        while self._closed < len(ends) and ends[self._closed][1] <= safe_until:
+            start, end, cut = ends[self._closed]
+            self._clips.extend(self._cutter.close(start, end, cut=cut))
             self._closed += 1
-        ahead = transitions[self._closed].start if self._closed < len(transitions) else safe_until
+        ahead = ends[self._closed][0] if self._closed < len(ends) else safe_until
         self._clips.extend(self._cutter.advance(min(ahead, safe_until)))
 
     def _answer(self, known_until: int) -> Iterator[dict[str, Any]]:
         """Rows of the clips whose frames are all settled; what lies before them is forgotten."""
         while self._clips and self._clips[0].end <= known_until:
             span = self._clips.popleft()
-            if not self._spans or any(s.start <= span.start and span.end <= s.end for s in self._spans):
+            if wanted(self._spans, span.start) and wanted(self._spans, span.end - 1):
                 yield self._row(span)
         oldest = min([self._cutter.oldest, known_until, *(c.start for c in self._clips)])
         for frame in [f for f in self._seen if f < oldest]:
@@ -384,8 +397,8 @@ def _jitter(boxes: np.ndarray, sizes: np.ndarray) -> float:
     return float(np.abs(np.diff(centres, 2, axis=0)).mean() / max(float(np.median(sizes)), 1.0))
 
 
-def _video_row(info: MediaInfo, frames: FramePass) -> dict[str, Any]:
-    fps = frames.deltas.fps
+def _video_row(info: MediaInfo, frames: FramePass, *, whole: bool) -> dict[str, Any]:
+    fps, seen_s = frames.deltas.fps, frames.ticks / FPS
     return {
         "video_id": info.video_id,
         "source_uri": info.uri,
@@ -393,7 +406,7 @@ def _video_row(info: MediaInfo, frames: FramePass) -> dict[str, Any]:
         "container": info.container,
         "vcodec": info.vcodec,
         "acodec": info.acodec,
-        "duration_s": frames.ticks / FPS,
+        "duration_s": seen_s if whole else max(seen_s, info.duration_s or 0.0),
         "fps": fps if fps is not None else info.fps,
         "vfr": frames.deltas.variable,
         "width": info.width,

@@ -8,12 +8,14 @@ something observed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -47,19 +49,40 @@ def sidecar(uri: str, cfg: CaptionsConfig) -> list[Caption]:
         return []
     for suffix, reader in ((".txt", _text), (".json", _json)):
         file = path.with_suffix(suffix)
-        if file != path and file.is_file() and is_text(file):
-            return reader(file)
+        with _named(file):
+            if file != path and _is_file(file) and is_text(file):
+                return reader(file)
     for name in ("captions.csv", "captions.parquet"):
         table = path.parent / name
-        if table.is_file() and (text := _table(str(table), table.stat().st_mtime_ns, cfg.column).get(path.name)):
-            return [_caption(text, f"sidecar:{name}")]
+        with _named(table):
+            if _is_file(table) and (text := _table(str(table), table.stat().st_mtime_ns, cfg.column).get(path.name)):
+                return [_caption(text, f"sidecar:{name}")]
     return []
 
 
+@contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """What goes wrong with a sidecar is said of the sidecar."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"the caption file {file.name} cannot be read ({type(error).__name__}: {first}); mend or remove it."
+        raise EchoForgeError(message) from error
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name too long for another suffix
+        return False
+
+
 def is_text(file: Path) -> bool:
-    """No zero byte near the start: a video that was named ``.txt`` by mistake is no caption."""
+    """No zero byte near the start: a video that was named ``.txt`` by mistake is no caption. UTF-16 is text, too."""
     with file.open("rb") as stream:
-        return b"\0" not in stream.read(4096)
+        head = stream.read(4096)
+    return b"\0" not in head or head[:2] in (b"\xff\xfe", b"\xfe\xff")
 
 
 def given(text: str | None) -> list[Caption]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from curation.catalog import FPS
 from curation.config import ClipsConfig
 from curation.operators import Span
 
@@ -26,6 +27,16 @@ def cut_clips(shot: Span, cfg: ClipsConfig, *, cut_before: bool, cut_after: bool
         start += cfg.stride or length
 
 
+def on_clock_spans(spans: Sequence[tuple[float, float]]) -> list[Span]:
+    """Seconds [start, end) → frames of the 25 fps clock, in order."""
+    return sorted((Span(round(a * FPS), round(b * FPS)) for a, b in spans), key=lambda s: (s.start, s.end))
+
+
+def wanted(spans: Sequence[Span], frame: int) -> bool:
+    """Does a frame lie in one of the spans? No spans: all frames do."""
+    return not spans or any(s.start <= frame < s.end for s in spans)
+
+
 class ClipCutter:
     """The same, while the video is still being read: clips come out as soon as no cut can touch them any more."""
 
@@ -41,9 +52,9 @@ class ClipCutter:
             self._start += self._cfg.stride or longest
 
     def close(self, shot_end: int, next_start: int, *, cut: bool) -> Iterator[Span]:
-        """The shot ends at ``shot_end`` (by a ``cut`` or the file's end), the next one begins at ``next_start``."""
+        """The shot ends at ``shot_end``, the next one begins at ``next_start``; no ``cut``: the same scene goes on."""
         yield from cut_clips(Span(self._start, shot_end), self._cfg, cut_before=False, cut_after=cut)
-        self._start = next_start + self._cfg.margin
+        self._start = max(self._start, next_start + self._cfg.margin if cut else next_start)
 
     @property
     def oldest(self) -> int:

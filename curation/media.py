@@ -33,6 +33,8 @@ FORMATS = (
 )
 """Demuxers that are used. Left out: playlists (hls, dash, concat) and still images (image2, ``*_pipe``)."""
 
+_LEAST_SIDE, _MOST_STRETCHED = 16, 16  # pixels; and the longer side over the shorter one
+_MOST_PIXELS = 36_000_000  # 8K is 33 million; a few dozen decoded frames are held at a time
 _MICRO = Fraction(1, 1_000_000)
 _UNSPECIFIED, _BT709 = 2, 1  # AVColorSpace
 
@@ -178,11 +180,25 @@ def open_bytes(uri: str) -> IO[bytes]:
         if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]*://", uri):
             return cast(IO[bytes], fsspec.open(uri, "rb").open())
         path = Path(uri)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise MediaError("open", "it is not a file that holds bytes (a folder, a pipe or a device).")
         if path.is_file() and path.stat().st_size == 0:
             raise MediaError("open", "the file is empty (0 bytes); copy or download it again.")
         return path.open("rb")
     except (OSError, ValueError) as error:
+        if not_utf8(uri):
+            raise MediaError("open", "its name is not valid UTF-8; rename the file.") from error
         raise MediaError("open", f"the file cannot be read ({_short(error)}).") from error
+
+
+def not_utf8(name: str) -> bool:
+    """Was this name (as :func:`utf8` writes it) made of bytes that are no text?"""
+    return re.search(r"\\udc[89a-f][0-9a-f]", name) is not None
+
+
+def utf8(name: str) -> str:
+    r"""A file name that any table can hold: bytes that are not UTF-8 as ``\udcXX``."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class VideoFile:
@@ -289,6 +305,13 @@ class VideoFile:
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         rotation = round(first.rotation / 90) * 90 % 360
         display = Display(first.width, first.height, aspect, rotation)
+        width, height = display.size
+        if min(width, height) < _LEAST_SIDE or max(width, height) > _MOST_STRETCHED * min(width, height):
+            raise MediaError("probe", f"the picture is {width}x{height} pixels; nobody can be seen in that.")
+        if max(first.width * first.height, width * height) > _MOST_PIXELS:
+            most = _MOST_PIXELS / 1e6
+            message = f"the picture is {width}x{height} pixels; scale it below {most:.0f} megapixels first."
+            raise MediaError("probe", message)
         info = MediaInfo(
             uri=uri,
             video_id=digest,

@@ -54,7 +54,7 @@ class QualityOperator:
         if last is not None and last.shape == small.shape:
             difference = cv2.absdiff(small, last)
             change = float(difference.mean())
-            peak = float(cv2.resize(difference, None, fx=0.125, fy=0.125, interpolation=cv2.INTER_AREA).max())
+            peak = float(_eighth(difference).max())
             shift = camera_shift(last, small) if change > self._cfg.still else (0.0, 0.0)
         self._sights.append(
             _Sight(
@@ -147,16 +147,23 @@ def sharpness(gray: np.ndarray, side: int) -> float:
 
 def blockiness(gray: np.ndarray) -> float:
     """Mean step across the 8-pixel grid over the mean step elsewhere (1: no grid to be seen)."""
-    step = np.abs(np.diff(gray[: gray.shape[0] // 4 * 4 : 4].astype(np.int16), axis=1))
+    step = np.abs(np.diff(gray[::4].astype(np.int16), axis=1))
     columns = step.mean(axis=0)
     on_grid = np.arange(len(columns)) % _BLOCK == _BLOCK - 1
-    if on_grid.sum() < 4:
+    if on_grid.sum() < 4 or not len(step):
         return 1.0
     return float((columns[on_grid].mean() + 0.5) / (columns[~on_grid].mean() + 0.5))
 
 
+def _eighth(image: np.ndarray) -> np.ndarray:
+    size = (max(1, round(image.shape[1] / 8)), max(1, round(image.shape[0] / 8)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
 def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     """Movement of the whole picture between two uint8 [h, w], share of the width; (0, 0) where none is certain."""
+    if min(before.shape) < 8:  # a picture that is nearly a line
+        return 0.0, 0.0
     window = cv2.createHanningWindow((before.shape[1], before.shape[0]), cv2.CV_32F)
     (x, y), certainty = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32), window)
     return (x / before.shape[1], y / before.shape[1]) if certainty > 0.3 else (0.0, 0.0)

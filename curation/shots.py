@@ -8,10 +8,11 @@ the mean of two different end pictures.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,6 +56,7 @@ class ShotDetector:
         self._last_image: np.ndarray | None = None
         self._thumbs: deque[_Thumb] = deque(maxlen=cfg.fade_frames + 2 * cfg.flash_frames + 4)
         self._seen = 0  # ticks
+        self._known: tuple[Any, list[Span]] = ((0, 0, None), [])  # transitions, and from what they were made
 
     def frame(self, picture: Picture) -> None:
         """The next tick of the pass (every tick, repeated ones included)."""
@@ -91,8 +93,13 @@ class ShotDetector:
 
     def transitions(self) -> list[Span]:
         """Known transitions in order: [c, c) for a cut before frame c, [a, b) for the frames of a fade."""
-        cuts = [Span(c, c) for c in self.cuts if not any(f.start <= c <= f.end for f in self.fades)]
-        return sorted([*cuts, *self.fades], key=lambda s: (s.start, s.end))
+        now = (len(self.cuts), len(self.fades), self.fades[-1] if self.fades else None)
+        if now != self._known[0]:  # a long film has thousands, and this is asked at every frame
+            starts = [f.start for f in self.fades]  # in order, apart from each other
+            within = [bisect_right(starts, c) - 1 for c in self.cuts]
+            cuts = [Span(c, c) for c, w in zip(self.cuts, within, strict=True) if w < 0 or c > self.fades[w].end]
+            self._known = now, sorted([*cuts, *self.fades], key=lambda s: (s.start, s.end))
+        return self._known[1]
 
     def _feed(self, image: np.ndarray, tick: int) -> None:
         self._ticks[self._number] = tick

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
 from curation.config import CurationConfig
+from curation.media import utf8
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _LISTS = (".lst", ".list")
@@ -72,7 +74,8 @@ def _one(name: str, cfg: CurationConfig) -> Iterator[Source]:
     elif "://" in name or any(c in name for c in "*?["):
         yield from _remote(name, cfg)
     else:
-        raise EchoForgeError(f"'{name}' does not exist; give a folder, a file, a glob or a URL.")
+        state = "is neither a folder nor a file" if path.exists() else "does not exist"
+        raise EchoForgeError(f"'{name}' {state}; give a folder, a file, a glob or a URL.")
 
 
 def _file(name: str, cfg: CurationConfig) -> Iterator[Source]:
@@ -82,22 +85,46 @@ def _file(name: str, cfg: CurationConfig) -> Iterator[Source]:
     elif suffix in _LISTS:
         yield from _list(name)
     else:
-        yield Source(name, source=_parent(name))
+        yield Source(utf8(name), source=utf8(_parent(name)))
 
 
 def _folder(root: str) -> Iterator[Source]:
-    paths = sorted(p for p in Path(root).rglob("*") if p.is_file())
-    for path in paths:
+    for path in sorted(_files(root)):
         suffix = path.suffix.lower()
         sidecar = suffix in _SIDECARS and not _looks_like_media(path)
         if not sidecar and not path.name.startswith(".") and not path.name.endswith((".part", ".tmp")):
-            yield Source(str(path), source=path.parent.name)
+            yield Source(utf8(str(path)), source=utf8(path.parent.name))
+
+
+def _files(root: str) -> Iterator[Path]:
+    """All that is no folder, links to folders followed once. What cannot be entered is an error: nothing is left out.
+
+    Raises:
+        EchoForgeError: a folder that cannot be listed.
+    """
+
+    def stop(error: OSError) -> None:
+        raise EchoForgeError(f"the folder '{error.filename}' cannot be listed ({error.strerror}); allow it or move it.")
+
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
+        place = os.path.realpath(folder)
+        if place in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(place)
+        yield from (Path(folder, name) for name in names)
 
 
 def _looks_like_media(path: Path) -> bool:
     """Does a file with a sidecar's extension begin like a video container?"""
-    with path.open("rb") as file:
-        head = file.read(12)
+    try:
+        if not path.is_file():  # a pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
     return head[4:8] == b"ftyp" or (head[:4] in (b"\x1aE\xdf\xa3", b"RIFF") and head[8:12] not in (b"WAVE", b"WEBP"))
 
 
@@ -114,7 +141,7 @@ def _remote(name: str, cfg: CurationConfig) -> Iterator[Source]:
     local = "://" not in name
     for file in files:
         uri = str(file) if local else fs.unstrip_protocol(file)
-        yield from _file(uri, cfg) if len(files) == 1 else [Source(uri, source=_parent(uri))]
+        yield from _file(uri, cfg) if len(files) == 1 else [Source(utf8(uri), source=utf8(_parent(uri)))]
 
 
 _NAMES = ("uri", "source_uri", "path", "url", "file", "video")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,15 +18,40 @@ class Line:
     """One text while it stands. The box is x0, y0, x1, y1 as shares of the frame."""
 
     box: np.ndarray  # float64 [4]
-    score: float  # the detector's best
-    first: int  # frame of the 25 fps clock where it was first seen …
-    last: int  # … and last
-    samples: int  # pictures in which it was seen
+    seen: list[int]  # frames of the 25 fps clock in which it was seen, in order
+    found: list[tuple[int, float]]  # frame and score of every detection
     patch: np.ndarray  # uint8 [48, w, 3] RGB, to be read
     print_: np.ndarray  # high-passed grey of the detector's picture
     text: str | None = None
     read_score: float = 0.0
-    marks: list[np.ndarray] = field(default_factory=list)  # box at every detection
+
+    @property
+    def first(self) -> int:
+        """Frame where it was first seen."""
+        return self.seen[0]
+
+    @property
+    def last(self) -> int:
+        """Frame where it was last seen."""
+        return self.seen[-1]
+
+    @property
+    def samples(self) -> int:
+        """Pictures in which it was seen."""
+        return len(self.seen)
+
+    @property
+    def score(self) -> float:
+        """The detector's best."""
+        return max(score for _, score in self.found)
+
+    def before(self, end: int) -> Line:
+        """The line as it was known before a frame (after :attr:`first`): what comes later says nothing of a clip."""
+        return replace(
+            self,
+            seen=self.seen[: bisect_left(self.seen, end)],
+            found=[item for item in self.found if item[0] < end],
+        )
 
 
 class Follower:
@@ -42,7 +68,7 @@ class Follower:
         for line in self.alive:
             now = high_pass(_cut(gray, line.box))
             if now.shape == line.print_.shape and correlation(now, line.print_) >= self._same:
-                line.last, line.samples = index, line.samples + 1
+                line.seen.append(index)
                 stays.append(line)
             else:
                 ended.append(line)
@@ -58,12 +84,11 @@ class Follower:
             box = box / [width, height, width, height]
             known = next((line for line in self.alive if overlap(line.box, box) > 0.5), None)
             if known:
-                known.score = max(known.score, item.score)
-                known.marks.append(box)
+                known.found.append((index, item.score))
                 continue
             print_ = high_pass(_cut(gray, box))
             if print_.size:
-                self.alive.append(Line(box, item.score, index, index, 1, patch(image, box), print_, marks=[box]))
+                self.alive.append(Line(box, [index], [(index, item.score)], patch(image, box), print_))
 
     def forget(self, before: int) -> None:
         """Lines that ended before a frame are needed no more."""

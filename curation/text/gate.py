@@ -32,6 +32,9 @@ class Gate:
         standing, self._last = _standing(fine, self._last), fine
         if self._seen is None:
             self._seen = standing
+        self._seen = np.minimum(
+            self._seen, _tiles(np.abs(fine))
+        )  # strokes that are gone, as after a cut, count no more
         if self._looked is not None:  # what stands since the last picture was looked at there and then
             self._seen[self._looked] = standing[self._looked]
             self._looked = None

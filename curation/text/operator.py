@@ -63,6 +63,7 @@ class TextOperator:
             if line.last >= span.start and line.first < span.end
         ]
         self._read([line for line in seen if line.text is None])
+        seen = [line.before(span.end) for line in seen]
         sure = [(line, kinds.confidence(line, self._cfg)) for line in seen]
         lines = [line for line, score in sure if score > 0]
         scores = [score for _, score in sure if score > 0]

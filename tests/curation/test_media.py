@@ -190,15 +190,22 @@ def test_a_clip_is_read_as_the_pass_saw_it_wherever_it_starts(tmp_path: Path) ->
     assert min(abs(still.mean() - level) for level in seen[300:333]) < 2
 
 
-def test_what_lies_outside_the_wanted_spans_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_wanted_spans_are_looked_at_and_clips_begin_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg, held, look = load("tiny").curation, [], DetailOperator.frame
 
     def frame(self: DetailOperator, picture: Picture) -> None:
         look(self, picture)
-        held.append(len(self._kept))
+        held.append((picture.index, len(self._kept)))
 
     monkeypatch.setattr(DetailOperator, "frame", frame)
     path = film(tmp_path / "v.mp4", [40 * k for k in range(1500)], level=[99] * 1500)
-    row, clips = analyse_video(str(path), cfg, backends=backends.load(cfg), spans=[(54.0, 60.0)])
-    assert "error" not in row and {c["start_frame"] >= 1350 for c in clips} == {True}
-    assert len(held) == 60 and max(held) <= 25, "seconds of pictures"
+    loaded = backends.load(cfg)
+    row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(40.0, 42.0), (10.2, 20.4)])
+    assert [(c["start_frame"], c["end_frame"]) for c in clips] == [(255, 368), (368, 481), (1000, 1049)]
+    assert all(255 <= at < 510 or 1000 <= at < 1050 for at, _ in held)
+    assert row["duration_s"] == pytest.approx(60, abs=0.1) and "error" not in row
+    held.clear()
+    analyse_video(str(path), cfg, backends=loaded)
+    assert len(held) == 60 and max(count for _, count in held) <= 25, "seconds of pictures"
