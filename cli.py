@@ -82,6 +82,16 @@ def _config(ctx: typer.Context, preset: str | None, overrides: list[str] | None)
     return schema.load(preset or ctx.obj["preset"] or "tiny", [*ctx.obj["set"], *(overrides or [])])
 
 
+def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: list[str] | None) -> Any:
+    """A catalog's own configuration, changed by ``--set``; ``--preset`` starts from that preset instead."""
+    from pipeline.catalog import configuration
+
+    named = preset or ctx.obj["preset"]
+    return (None if named else configuration(catalog, [*ctx.obj["set"], *(overrides or [])])) or _config(
+        ctx, preset, overrides
+    )
+
+
 def _ray(ctx: typer.Context, address: str | None) -> str | None:
     chosen: str | None = address or ctx.obj["ray_address"]
     return chosen
@@ -275,15 +285,18 @@ def catalog_explain(ctx: typer.Context, catalog: str, clip: str, preset: Preset 
     """Every score of a clip against its threshold."""
     from pipeline import catalog as ops
 
-    console.print(ops.explain(catalog, clip, _config(ctx, preset, set_).curation))
+    console.print(ops.explain(catalog, clip, _config_of(catalog, ctx, preset, set_).curation))
 
 
 @catalog_app.command("redecide")
 def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, set_: Set = None) -> None:
-    """New thresholds, new verdicts: reads only the tables, decodes nothing."""
+    """New thresholds, new verdicts: reads only the tables, decodes nothing.
+
+    Starts from the configuration that the catalog was last decided with; `--preset` starts from a preset again.
+    """
     from pipeline import catalog as ops
 
-    console.print(ops.redecide(catalog, _config(ctx, preset, set_)))
+    console.print(ops.redecide(catalog, _config_of(catalog, ctx, preset, set_)))
 
 
 @catalog_app.command("report")
@@ -300,7 +313,7 @@ def catalog_report(
     from curation.report import write_report
 
     target = out or Path(catalog) / "report.html"
-    write_report(Path(catalog), target, _config(ctx, preset, set_).curation)
+    write_report(Path(catalog), target, _config_of(catalog, ctx, preset, set_).curation)
     console.print(f"report: {target}")
 
 

@@ -6,10 +6,12 @@ torch, numpy, safetensors, pyyaml and pyarrow and nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -153,12 +155,12 @@ def _scalar(value: Any, hint: Any, path: str) -> Any:
     if hint is Any:
         return value
     if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
+    if isinstance(value, float) and math.isnan(value):  # every comparison with it is false: a threshold would be off
+        raise ConfigError(f"configuration key '{path}' is not a number (nan).")
     if isinstance(value, hint) and not (isinstance(value, bool) and hint in (int, float)):
         return value
     raise ConfigError(f"configuration key '{path}' must be {hint.__name__}, got {value!r}.")

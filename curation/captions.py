@@ -8,10 +8,11 @@ something observed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError, MissingWeights
 from curation.config import CaptionsConfig
+from curation.media import utf8
 from curation.operators import ClipContext, FrameNeed, Picture, Span
 
 PARTS = ("hands", "posture", "face", "eyes", "head", "coverage", "clothing", "background", "overall")
@@ -58,6 +60,45 @@ def sidecar(uri: str, cfg: CaptionsConfig) -> list[Caption]:
             if _is_file(table) and (text := _table(str(table), table.stat().st_mtime_ns, cfg.column).get(path.name)):
                 return [_caption(text, f"sidecar:{name}")]
     return []
+
+
+class Beside:
+    """What lies beside local videos, so that a changed sidecar is noticed. A folder is listed once."""
+
+    def __init__(self, cfg: CaptionsConfig) -> None:
+        self._cfg = cfg
+        self._folders: dict[str, dict[str, str]] = {}
+        self._tables: dict[str, dict[str, str]] = {}
+
+    def tag(self, uri: str) -> str:
+        """Changes when the sidecars of this video do; empty where there are none."""
+        folder, name = os.path.split(uri)
+        if folder not in self._folders:
+            self._folders[folder] = self._listed(folder or ".")
+            self._tables[folder] = self._captions(folder)
+        files, stem = self._folders[folder], PurePosixPath(name).stem
+        found = [files.get(stem + suffix, "") for suffix in (".txt", ".json") if stem + suffix != name]
+        told = self._tables[folder].get(name, "")
+        return "\0".join((*found, told)) if told or any(found) else ""
+
+    @staticmethod
+    def _listed(folder: str) -> dict[str, str]:
+        try:
+            with os.scandir(folder) as entries:
+                stats = {e.name: e.stat() for e in entries if e.name.endswith((".txt", ".json")) and e.is_file()}
+        except OSError:  # the analysis says what is wrong
+            return {}
+        return {utf8(name): f"{s.st_size}:{s.st_mtime_ns}" for name, s in stats.items()}
+
+    def _captions(self, folder: str) -> dict[str, str]:
+        for name in ("captions.csv", "captions.parquet"):
+            file = Path(folder, name)
+            try:
+                if file.is_file():
+                    return _table(str(file), file.stat().st_mtime_ns, self._cfg.column)
+            except (OSError, pa.ArrowException, EchoForgeError):  # the same
+                return {"": ""}
+        return {}
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from configs.errors import EchoForgeError
+from configs import schema, strict
+from configs.errors import ConfigError, EchoForgeError
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.decide import RuleResult
@@ -140,6 +141,25 @@ def _row(catalog_dir: str, clip: str) -> dict[str, Any]:
                 row: dict[str, Any] = file.read().slice(at, 1).to_pylist()[0]
                 return row
     raise EchoForgeError(f"clip '{clip}' went away while '{catalog_dir}' was read; run again.")
+
+
+def configuration(catalog_dir: str, overrides: list[str]) -> schema.Config | None:
+    """The configuration that the catalog was made (or last decided) with, and ``overrides``; None where none is saved.
+
+    Raises:
+        ConfigError: an unknown key or a wrong type in ``overrides``.
+        EchoForgeError: the saved one is of another version of this program.
+    """
+    url = store.join(catalog_dir, "run.json")
+    saved = json.loads(store.read_bytes(url)).get("config") if store.exists(url) else None
+    if saved is None:
+        return None
+    try:
+        schema.from_mapping(saved)
+    except ConfigError as error:
+        message = f"the configuration saved in '{url}' is of another version ({error}); name one with --preset."
+        raise EchoForgeError(message) from error
+    return schema.from_mapping(strict.override(saved, overrides))
 
 
 def redecide(catalog_dir: str, config: Any) -> CurateSummary:

@@ -20,6 +20,7 @@ from configs.errors import EchoForgeError
 from curation import backends, catalog
 from curation.again import Rows, analyse_again, outdated
 from curation.analyse import analyse_video
+from curation.captions import Beside
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.sources import Source, expand
@@ -104,7 +105,7 @@ def curate(
     with _no_collection():
         found = expand(sources, cfg)[:limit]
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
-    units = plan(found, pipeline_cfg)
+    units = plan(found, pipeline_cfg, Beside(cfg.captions))
     units = _with_earlier(ledger, units, quiet)
     watcher = Progress("curate", "videos", store.join(out, "status.json"), plain_console(quiet))
     execution = pipeline_cfg.execution
@@ -126,8 +127,8 @@ def curate(
     return summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report)
 
 
-def plan(sources: list[Source], cfg: PipelineConfig) -> list[Unit]:
-    """One unit per video. Only name, size and time (or tag) are looked at; no body is read.
+def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:
+    """One unit per video. Only name, size and time (or tag) are looked at, of its sidecars too; no body is read.
 
     Object stores are asked once per folder, not once per file.
     """
@@ -141,7 +142,8 @@ def plan(sources: list[Source], cfg: PipelineConfig) -> list[Unit]:
                 if folder not in listed:
                     listed[folder] = {entry.name: entry for entry in store.listing(folder)}
                 there = listed[folder].get(store.name_of(source.uri))
-            unit = plan_unit(source, cfg, there)
+            tag = beside.tag(source.uri) if beside and not store.is_remote(source.uri) else ""
+            unit = plan_unit(source, cfg, there, tag)
             units[unit.id] = unit
     return list(units.values())
 
@@ -158,8 +160,8 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = None) -> Unit:
-    """One video as a unit; ``there`` is its entry in a listing, if one was made."""
+def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = None, sidecars: str = "") -> Unit:
+    """One video as a unit; ``there`` is its entry in a listing, if one was made, ``sidecars`` what lies beside it."""
     try:
         there = there or store.entry(source.uri)
         size, tag = there.size, there.tag
@@ -168,7 +170,7 @@ def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = N
     execution = cfg.execution
     said = (*source.spans, *(getattr(source, key) for key in SAID))
     return Unit(
-        id=unit_id(source.uri, size, tag, repr(said)),
+        id=unit_id(source.uri, size, tag, repr(said), *([sidecars] if sidecars else [])),
         payload=Video(source),
         key=_key(source.uri) if store.is_remote(source.uri) else source.uri,
         fingerprint=f"{size}:{tag}",

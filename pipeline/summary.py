@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs import strict
+from configs import schema, strict
 from curation.catalog import VERDICTS
 from curation.report import render
 from pipeline import store
@@ -54,13 +54,12 @@ class CurateSummary:
 
 def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dict[str, Any]) -> str:
     """Write ``run.json`` and the report of decided tables; returns where the report is."""
-    snapshot = {name: strict.to_dict(getattr(config, name)) for name in ("curation", "pipeline")}
     run = {
         **facts,
         "version": code_version(),
-        "config_digest": strict.digest(snapshot["curation"]),
+        "config_digest": strict.digest(config.curation),
         "preset": config.preset,
-        "config": _redacted(snapshot),
+        "config": _redacted(schema.to_mapping(config)),
         "versions": {name: _version(name) for name in ("av", "opencv-python-headless", "rapidocr", "torch", "ray")},
         "python": platform.python_version(),
     }

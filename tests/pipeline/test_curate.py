@@ -104,6 +104,21 @@ def test_a_threshold_decides_again_without_analysing(videos: Path, tmp_path: Pat
     assert "sharpness" in str(catalog.explain(str(out), again[4]["clip_id"], config.curation))
 
 
+def test_a_catalog_is_decided_again_from_its_own_configuration(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(videos, out, "decide.min_sharpness=0.9", "decide.max_faces=3")
+    config = catalog.configuration(str(out), ["decide.min_sharpness=0.1"])
+    assert config is not None
+    assert (config.curation.decide.min_sharpness, config.curation.decide.max_faces) == (0.1, 3)
+    catalog.redecide(str(out), config)
+    assert {row["verdict"] for row in rows(out)} == {"keep"}
+    later = catalog.configuration(str(out), [])
+    assert later is not None and later.curation.decide == config.curation.decide
+    assert catalog.configuration(str(tmp_path), []) is None
+    with pytest.raises(EchoForgeError, match="nan"):
+        catalog.configuration(str(out), ["decide.min_sharpness=.nan"])
+
+
 def test_a_changed_parameter_computes_its_operator_and_what_depends_on_it_and_says_so(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,6 +162,22 @@ def test_a_catalog_grows_and_a_changed_file_replaces_its_rows(videos: Path, tmp_
     run(videos, out)
     assert CALLS == ["a.mp4"]
     assert len(rows(out, "videos")) == 4 and len(rows(out)) == 7
+
+
+def test_a_changed_caption_is_read_again_and_only_that(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    for change, expected in (
+        (lambda: (videos / "a.txt").write_bytes(b"\xff broken"), ["a.mp4"]),
+        (lambda: (videos / "a.txt").write_text("mended"), ["a.mp4"]),
+        ((videos / "a.txt").unlink, []),  # as at first: those rows are there
+        (lambda: (videos / "captions.csv").write_text("file,caption\n-c.mp4,says so\nz.mp4,other"), ["-c.mp4"]),
+        (lambda: (videos / "captions.csv").write_text("file,caption\n-c.mp4,says so\nz.mp4,another"), []),
+    ):
+        CALLS.clear()
+        change()
+        run(videos, out)
+        assert expected == CALLS
 
 
 def test_a_poisoned_file_has_a_row_with_its_cause_and_can_be_tried_again(videos: Path, tmp_path: Path) -> None:
@@ -211,9 +242,7 @@ def test_no_credentials_in_anything_that_is_written(
     run(videos, out, "faces.weights=https://u:wJalrXUtnFEMI@host/w?token=wJalrXUtnFEMI")
     written = b"".join(p.read_bytes() for p in out.rglob("*") if p.is_file())
     assert b"wJalrXUtnFEMI" not in written
-    assert json.loads((out / "run.json").read_text())["config"]["curation"]["faces"]["weights"].startswith(
-        "https://***"
-    )
+    assert json.loads((out / "run.json").read_text())["config"]["faces"]["weights"].startswith("https://***")
 
 
 def test_sources_and_catalog_in_an_object_store_and_no_credentials_there(
