@@ -422,6 +422,8 @@ def _error_row(uri: str, stage: str, sentence: str) -> dict[str, Any]:
     row: dict[str, Any] = {"source_uri": uri, "verdict": "error", "error_stage": stage, "error": sentence}
     row["reasons"] = [f"{stage}: {sentence}"]
     with suppress(OSError):  # a remote or unreadable file: the sentence says so
+        if not Path(uri).is_file():  # a pipe would wait for ever
+            return row
         row |= {"video_id": catalog.video_id(uri), "bytes": Path(uri).stat().st_size}
     return row
 
