@@ -20,6 +20,7 @@ from configs.schema import load
 from curation import backends
 from curation.analyse import analyse_video
 from curation.catalog import CLIPS, table
+from curation.clipread import read_clip
 from curation.clipwrite import write_video
 from curation.puppets import make, sample
 from curation.sync import load_backend
@@ -62,11 +63,18 @@ def _random_network() -> torch.nn.Module:
     return net
 
 
-def test_syncnet_gives_the_numbers_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("real", [False, True], ids=["a puppet", "a real clip"])
+def test_syncnet_gives_the_numbers_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, real: bool
+) -> None:
     package, net = _package_instance(), _random_network()
-    puppet = sample(1, 2, TINY.puppets, frames=34)
-    crops = np.stack([cv2.resize(f, (224, 224)) for f in puppet.frames])
-    pcm = np.round(puppet.pcm * 32768) / 32768
+    if real:
+        file = request.getfixturevalue("shared_media") / "clips" / "th_syncnet_example.avi"
+        crops, pcm, *_ = read_clip(str(file), 0, 34, width=224, height=224)
+    else:
+        puppet = sample(1, 2, TINY.puppets, frames=34)
+        crops, pcm = np.stack([cv2.resize(f, (224, 224)) for f in puppet.frames]), puppet.pcm
+    pcm = np.round(pcm * 32768) / 32768
     for index, crop in enumerate(crops):  # the package reads *.jpg by content: lossless PNG bytes under that name
         (tmp_path / f"{index:06d}.jpg").write_bytes(cv2.imencode(".png", crop[..., ::-1])[1].tobytes())
     wavfile.write(tmp_path / "audio.wav", 16_000, (pcm * 32768).astype(np.int16))
