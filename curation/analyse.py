@@ -126,7 +126,9 @@ class _Analysis:
         self._operators: list[FrameOperator] = [make() for make in backends.frame_operators.values()]
         self._listeners = [make() for make in backends.sound_operators.values()]
         self._cuts_crops = backends.sync is not None and sound.present
-        self._closed = 0  # ends of shots that are dealt with
+        self._transitions: list[Span] | None = None
+        self._ends: list[tuple[int, int, bool]] = []  # of shots and of wanted spans: first frame, next start, a cut?
+        self._closed = 0  # of them, those that are dealt with
         self._waiting: deque[Tick] = deque()  # frames whose boxes are not certain yet
         self._seen: dict[int, _Seen] = {}
         self._clips: deque[Span] = deque()  # certain clips, not yet answered for
@@ -208,9 +210,14 @@ class _Analysis:
 
     def _cut(self, safe_until: int) -> None:
         """Clips that no unknown transition can touch."""
-        cuts = [(t.start, t.end, True) for t in self._shots.transitions()]
-        edges = [(edge, edge, False) for span in self._spans for edge in (span.start, span.end)]
-        ends = sorted(cuts + edges)
+        transitions = self._shots.transitions()
+        if transitions is not self._transitions:  # the same list as long as none is new
+            edges = [(edge, edge, False) for span in self._spans for edge in (span.start, span.end)]
+            self._transitions, self._ends = (
+                transitions,
+                sorted([*((t.start, t.end, True) for t in transitions), *edges]),
+            )
+        ends = self._ends
         while self._closed < len(ends) and ends[self._closed][1] <= safe_until:
             start, end, cut = ends[self._closed]
             self._clips.extend(self._cutter.close(start, end, cut=cut))
