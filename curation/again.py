@@ -18,7 +18,7 @@ from curation.analyse import analyse_video
 from curation.backends import FRAME_OPERATORS, SOUND_OPERATORS, Backends
 from curation.captions import captions, written
 from curation.catalog import CLIPS
-from curation.clips import on_clock_spans, wanted
+from curation.clips import first_tick, on_clock_spans, wanted
 from curation.config import CurationConfig
 from curation.framepass import FramePass, every, open_video, picture
 from curation.operators import ClipContext, FrameOperator, Span
@@ -137,7 +137,7 @@ def _look(
         operators = [*(make() for make in backends.frame_operators.values()), *more]
         if operators:
             waiting = deque(clips)
-            for tick in FramePass(video, cfg.video).run():
+            for tick in FramePass(video, cfg.video, first_tick(within)).run():
                 for operator in operators if wanted(within, tick.index) else ():
                     if tick.index % every(operator.needs) == 0:
                         operator.frame(picture(tick, operator.needs, info.width, info.height))

@@ -23,7 +23,7 @@ from curation import catalog
 from curation.backends import Backends
 from curation.captions import captions, written
 from curation.catalog import FPS
-from curation.clips import ClipCutter, on_clock_spans, wanted
+from curation.clips import ClipCutter, first_tick, on_clock_spans, wanted
 from curation.config import CurationConfig
 from curation.faces import Face, FaceTracker, NearFaces, TrackBox
 from curation.framepass import FramePass, Tick, every, open_video, picture, scaled
@@ -36,6 +36,7 @@ from curation.sync import Correction, Square, SyncBackend, correct, cut, square
 _BOX_EVERY = 4  # boxes are stored for every 4th frame (one latent frame); clips have 4k+1 frames, so the ends are in
 _PRESENT = 0.3  # a track in less of the clip than this is a passer-by or a mistake of the detector
 _SCORED = 0.5  # a track in at least so much of the clip is asked whether it speaks
+_SOUND_BEFORE_S = 2.0  # read before the first frame wanted: codecs need a run-up
 _NO_FRAME = Frame(0.0, 0.0, damaged=False)  # decoded frames are large: they wait only for crops
 _AFTER = 100  # frames looked at after the last wanted one: a fade that begins before it is known by then
 _CROP_SIDES = 32  # crops are cut from pictures whose longer side is a multiple of this, so few sizes are rendered
@@ -70,8 +71,9 @@ def analyse_video(
     speaker = speaker or said.get("speaker")
     try:
         with open_video(uri, cfg.video) as video:
-            frames = FramePass(video, cfg.video)
-            with SoundReader(uri, video.info.origin_s) as sound:
+            first = first_tick(on_clock_spans(spans))
+            frames = FramePass(video, cfg.video, first)
+            with SoundReader(uri, video.info.origin_s, max(0.0, first / FPS - _SOUND_BEFORE_S)) as sound:
                 work = _Analysis(video.info, cfg, backends, sound, spans, region)
                 if backends.captioner and not written(uri, cfg.captions, caption):
                     work.watch(backends.captioner())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,8 +14,6 @@ from curation.framepass import Tick, on_clock
 from curation.media import Display, MediaError, VideoFile
 from curation.soundread import SoundReader
 
-_SEEK_FROM_S = 10.0  # decoding from the start is exact and cheaper than a seek before this
-_PREROLL_S = 1.0  # the key frame before it is where decoding begins
 _MAX_GAP_S = 3600.0
 
 
@@ -59,7 +57,8 @@ def read_clip(
             raise MediaError("crop", f"the crop {w}x{h}+{x}+{y} does not lie in the {size[0]}x{size[1]} picture.")
         method = cv2.INTER_AREA if w >= width and h >= height else cv2.INTER_LANCZOS4
         origin, count, last = video.info.origin_s, 0, None
-        for tick in islice(_ticks(video, start_frame), len(frames)):
+        ticks = on_clock(video.frames_from(start_frame / FPS), origin, _MAX_GAP_S, start_frame)
+        for tick in islice(ticks, len(frames)):
             if not tick.repeated or last is None:
                 part = full_picture(tick, video.display)[y : y + h, x : x + w]
                 last = part if (w, h) == (width, height) else cv2.resize(part, (width, height), interpolation=method)
@@ -91,26 +90,6 @@ def read_still(uri: str, start_frame: int, end_frame: int, *, width: int, height
 def full_picture(tick: Tick, display: Display) -> np.ndarray:
     """The frame at its displayed size: uint8 [height, width, 3] RGB."""
     return tick.frame.picture(*display.size)
-
-
-def _ticks(video: VideoFile, start_frame: int) -> Iterator[Tick]:
-    """Ticks from ``start_frame`` on; seeks when that saves decoding."""
-    origin, start_s = video.info.origin_s, start_frame / FPS
-    frames = video.frames()
-    if start_s > _SEEK_FROM_S:
-        video.seek(origin + start_s - _PREROLL_S)
-        frames = video.frames()
-        first = next(frames, None)
-        if first is not None and first.time - origin <= start_s:
-
-            def chained() -> Iterator:
-                yield first
-                yield from frames
-
-            return on_clock(chained(), origin, _MAX_GAP_S, start_frame)
-        video.seek(origin)  # no usable index: the seek went past the clip
-        frames = video.frames()
-    return on_clock(frames, origin, _MAX_GAP_S, start_frame)
 
 
 def _read_sound(

@@ -8,6 +8,8 @@ from curation.catalog import FPS
 from curation.config import ClipsConfig
 from curation.operators import Span
 
+_BEFORE = 100  # frames
+
 
 def whole_length(frames: int, cfg: ClipsConfig) -> int:
     """The longest 4k+1 ≤ ``frames`` within the configured bounds; 0 when there is none."""
@@ -35,6 +37,11 @@ def on_clock_spans(spans: Sequence[tuple[float, float]]) -> list[Span]:
 def wanted(spans: Sequence[Span], frame: int) -> bool:
     """Does a frame lie in one of the spans? No spans: all frames do."""
     return not spans or any(s.start <= frame < s.end for s in spans)
+
+
+def first_tick(spans: Sequence[Span]) -> int:
+    """Where a pass may begin: so long before the first wanted frame that a cut or a fade at it is seen."""
+    return max(0, spans[0].start - _BEFORE) if spans else 0
 
 
 class ClipCutter:

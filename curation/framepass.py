@@ -70,9 +70,11 @@ def open_video(uri: str, cfg: VideoConfig, *, identify: bool = True) -> VideoFil
 class FramePass:
     """The ticks of one video, with what can only be known by decoding: damage, rate, true duration, the time spent."""
 
-    def __init__(self, video: VideoFile | DecordFile, cfg: VideoConfig) -> None:
+    def __init__(self, video: VideoFile | DecordFile, cfg: VideoConfig, first: int = 0) -> None:
+        """``first``: the tick to begin with; what lies before it is jumped over where the file allows."""
         self._video = video
         self._cfg = cfg
+        self._first = first
         self.ticks = 0
         self.frames = 0
         self.damaged: list[int] = []  # ticks that show a damaged frame
@@ -87,7 +89,7 @@ class FramePass:
         Raises:
             MediaError: over budget, broken time stamps, truncated or damaged beyond what the configuration allows.
         """
-        for tick in on_clock(self._counted(), self._video.info.origin_s, self._cfg.max_gap_s):
+        for tick in on_clock(self._counted(), self._video.info.origin_s, self._cfg.max_gap_s, self._first):
             if time.process_time() > self._deadline:
                 at = tick.index / FPS
                 message = f"analysis took more than its {self.budget_s:.0f} CPU seconds (reached {at:.1f} s of video)."
@@ -99,7 +101,8 @@ class FramePass:
         self._check()
 
     def _counted(self) -> Iterator[Frame]:
-        for frame in self._video.frames():
+        video, begin = self._video, self._first / FPS
+        for frame in video.frames_from(begin) if isinstance(video, VideoFile) else video.frames():
             self.frames += 1
             self.deltas.add(frame.time)
             yield frame

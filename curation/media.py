@@ -35,6 +35,8 @@ FORMATS = (
 
 _LEAST_SIDE, _MOST_STRETCHED = 16, 16  # pixels; and the longer side over the shorter one
 _MOST_PIXELS = 36_000_000  # 8K is 33 million; a few dozen decoded frames are held at a time
+_SEEK_FROM_S = 10.0  # decoding from the start is exact and cheaper than a seek before this
+_PREROLL_S = 1.0  # the key frame before it is where decoding begins
 _MICRO = Fraction(1, 1_000_000)
 _UNSPECIFIED, _BT709 = 2, 1  # AVColorSpace
 
@@ -236,6 +238,19 @@ class VideoFile:
         """Every frame from where the file stands; damaged ones are marked, undecodable packets counted."""
         for frame in self._filtered():
             yield self._wrap(frame)
+
+    def frames_from(self, seconds: float) -> Iterator[Frame]:
+        """Frames from a key frame at or before ``seconds`` after the first frame; from the start where a seek is worse."""
+        if seconds > _SEEK_FROM_S:
+            self.seek(self.info.origin_s + seconds - _PREROLL_S)
+            frames = self.frames()
+            first = next(frames, None)
+            if first is not None and first.time - self.info.origin_s <= seconds:
+                yield first
+                yield from frames
+                return
+            self.seek(self.info.origin_s)  # no usable index: the seek went past the place
+        yield from self.frames()
 
     def seek(self, seconds: float) -> None:
         """Go to the key frame at or before ``seconds`` on the container's clock."""

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from configs.errors import EchoForgeError
+from configs.schema import load
 from curation.clipwrite import write_video
+from curation.puppets import sample
 
 
 def test_frames_and_sound_keep_their_places(tmp_path: Path) -> None:
@@ -34,3 +36,9 @@ def test_bad_frames_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(EchoForgeError, match="uint8"):
         write_video(tmp_path / "a.mp4", np.zeros((4, 8, 8, 3), np.float32), None)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_clip_makes_the_same_bytes(tmp_path: Path) -> None:
+    puppet = sample(0, 0, load("tiny").curation.puppets, frames=33)
+    files = {write_video(tmp_path / "v.mp4", puppet.frames, puppet.pcm).read_bytes() for _ in range(40)}
+    assert len(files) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from configs.schema import load
-from curation import backends
+from curation import backends, catalog, media
 from curation.analyse import analyse_video
 from curation.clipread import read_clip, read_still
+from curation.clipwrite import write_video
 from curation.framepass import FramePass, open_video
-from curation.media import MediaError, VideoFile
+from curation.media import Frame, MediaError, VideoFile
 from curation.operators import Picture
+from curation.puppets import sample
 from curation.quality import DetailOperator
 from curation.soundread import SoundReader
 
@@ -209,3 +212,29 @@ def test_only_the_wanted_spans_are_looked_at_and_clips_begin_with_them(
     held.clear()
     analyse_video(str(path), cfg, backends=loaded)
     assert len(held) == 60 and max(count for _, count in held) <= 25, "seconds of pictures"
+
+
+def test_a_late_span_is_sought_and_its_rows_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = load("tiny", ["sync.required=false"]).curation
+    people = [sample(3, n, cfg.puppets, frames=250) for n in range(3)]
+    frames = np.concatenate([person.frames for person in people] * 2)
+    pcm = np.concatenate([person.pcm[: 250 * 640] for person in people] * 2)
+    path, loaded = write_video(tmp_path / "v.mp4", frames, pcm), backends.load(cfg)
+    decoded: list[int] = []
+    counted = FramePass._counted
+
+    def count(self: FramePass) -> Iterator[Frame]:
+        for frame in counted(self):
+            decoded.append(round(frame.time * 25))
+            yield frame
+
+    monkeypatch.setattr(FramePass, "_counted", count)
+    found = []
+    for seek_from in (10.0, 1e9):
+        decoded.clear()
+        monkeypatch.setattr(media, "_SEEK_FROM_S", seek_from)
+        row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(44.0, 56.0)])
+        found.append(catalog.table(clips, catalog.CLIPS).to_pylist())
+        assert "error" not in row and row["duration_s"] == 60 and min(decoded) == (0 if seek_from > 1e6 else 750)
+    assert found[0] == found[1] and len(found[0]) >= 2
+    assert all(clip["tracks"] and clip["speech_frac"] is not None for clip in found[0])
