@@ -47,6 +47,7 @@ def make_videos(folder: Path, rows: int) -> None:
 
 def plan(folder: Path) -> dict[str, float]:
     """Manifest → units → what is left, when half is done."""
+    from curation.captions import Beside
     from pipeline import curate
 
     config = schema.load("tiny")
@@ -55,7 +56,7 @@ def plan(folder: Path) -> dict[str, float]:
     t0 = clock()
     found = curate.expand([str(folder / "manifest.parquet")], config.curation)
     t1 = clock()
-    units = curate.plan(found, config.pipeline)
+    units = curate.plan(found, config.pipeline, Beside(config.curation.captions))
     t2 = clock()
     done = ledger.done()
     left = [unit for unit in units if unit.id not in done]

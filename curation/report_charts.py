@@ -86,8 +86,9 @@ def what_if(rule: Rule, clips: pa.Table, only: np.ndarray, keep: np.ndarray, hou
 
 
 def _others(rule: Rule) -> list[float]:
-    """Limits worth asking about: whole numbers where the rule has one, never a share above 1."""
-    if float(rule.limit).is_integer() and abs(rule.limit) >= 1:
+    """Limits worth asking about: whole numbers where the rule counts in them, never a share above 1."""
+    hundredths = ".2f" in rule.sentence
+    if float(rule.limit).is_integer() and abs(rule.limit) >= 1 and not hundredths:
         near = sorted({round(rule.limit * f) for f in _STEPS} | {rule.limit - 1, rule.limit + 1})
         return [float(v) for v in near if v != rule.limit and (v >= 0 or rule.limit < 0)]
     values = [float(f"{rule.limit * f:.3g}") for f in _STEPS] if rule.limit else []

@@ -8,6 +8,8 @@ from configs.schema import load
 from curation import catalog
 from curation.config import CurationConfig
 from curation.decide import decide_clips, decide_videos, explain
+from curation.report_charts import _others
+from curation.rules import rules
 
 GOOD = {
     "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "width": 512,
@@ -105,3 +107,10 @@ def test_deciding_twice_changes_nothing() -> None:
     cfg = config()
     once = decide_clips(catalog.table([GOOD, GOOD | {"sharpness": 0.0}], catalog.CLIPS), cfg)
     assert decide_clips(once, cfg).equals(once)
+
+
+def test_what_ifs_ask_in_the_steps_that_a_rule_counts_in() -> None:
+    known = {rule.code: rule for rule in rules(config())}
+    assert {2.0, 4.0} <= set(_others(known["sync_conf"])), "confidence 4 instead of 3"
+    assert {0.75, 1.25} <= set(_others(known["sync_fit"])) and 2.0 not in _others(known["sync_fit"])
+    assert {2.0} <= set(_others(known["face_count"])) and all(v <= 1 for v in _others(known["face_frac"]))
