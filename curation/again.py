@@ -96,12 +96,13 @@ def analyse_again(
     try:
         if "captions" in run:
             clips = [clip | {"captions": None} for clip in clips]
-        asked = [few.captioner()] if few.captioner and not written(uri, cfg.captions, caption) else []
+        said = written(uri, cfg.captions, caption) if "captions" in run else []
+        asked = [few.captioner()] if few.captioner and not said else []
         if asked or run & {*FRAME_OPERATORS, *SOUND_OPERATORS}:
             _look(uri, cfg, few, clips, asked, on_clock_spans(spans))
         if "captions" in run:
             for clip in clips:
-                clip["captions"] = captions(uri, clip, cfg.captions, caption)
+                clip["captions"] = captions(clip, said, cfg.captions)
     except EchoForgeError:  # the whole analysis says where and why, in a row
         return whole()
     return {name: value for name, value in video.items() if value is not None}, clips

@@ -70,12 +70,16 @@ def analyse_video(
     extra = {"licence": licence or said.get("licence"), "source": source or said.get("source")}
     speaker = speaker or said.get("speaker")
     try:
+        written_captions = written(uri, cfg.captions, caption)
+    except EchoForgeError as error:
+        return _error_row(uri, "captions", str(error)) | extra, []
+    try:
         with open_video(uri, cfg.video) as video:
             first = first_tick(on_clock_spans(spans))
             frames = FramePass(video, cfg.video, first)
             with SoundReader(uri, video.info.origin_s, max(0.0, first / FPS - _SOUND_BEFORE_S)) as sound:
                 work = _Analysis(video.info, cfg, backends, sound, spans, region)
-                if backends.captioner and not written(uri, cfg.captions, caption):
+                if backends.captioner and not written_captions:
                     work.watch(backends.captioner())
                 clips: list[dict[str, Any]] = []
                 for tick in frames.run():
@@ -88,12 +92,9 @@ def analyse_video(
         return _error_row(uri, error.stage, str(error)) | extra, []
     except EchoForgeError as error:
         return _error_row(uri, "analyse", str(error)) | extra, []
-    try:
-        for clip in clips:
-            clip["captions"] = captions(uri, clip, cfg.captions, caption)
-            clip["speaker"] = speaker
-    except EchoForgeError as error:
-        return _error_row(uri, "captions", str(error)) | extra, []
+    for clip in clips:
+        clip["captions"] = captions(clip, written_captions, cfg.captions)
+        clip["speaker"] = speaker
     return row, clips
 
 

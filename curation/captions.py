@@ -236,10 +236,9 @@ def written(uri: str, cfg: CaptionsConfig, manifest: str | None = None) -> list[
     return sidecar(uri, cfg) or given(manifest)
 
 
-def captions(uri: str, row: Mapping[str, Any], cfg: CaptionsConfig, manifest: str | None = None) -> list[Caption]:
-    """Captions of one clip: written ones, else those of the model that are in ``row``, else the template's."""
-    said = written(uri, cfg, manifest) or list(row.get("captions") or [])
-    return said or (template(row) if cfg.kind == "template" else [])
+def captions(row: Mapping[str, Any], said: list[Caption], cfg: CaptionsConfig) -> list[Caption]:
+    """Captions of one clip: those ``said`` of its video (:func:`written`), else the model's in ``row``, else a template's."""
+    return said or list(row.get("captions") or []) or (template(row) if cfg.kind == "template" else [])
 
 
 def _text(file: Path) -> list[Caption]:

@@ -215,9 +215,9 @@ def test_hdtf_annotations(tmp_path: Path) -> None:
 def test_captions_say_where_they_come_from(tmp_path: Path) -> None:
     video = tmp_path / "v.mp4"
     (tmp_path / "v.txt").write_text("short\n\nrather longer")
-    assert [c["text"] for c in captions.captions(str(video), {}, CFG.captions)] == ["short", "rather longer"]
+    assert [c["text"] for c in captions.written(str(video), CFG.captions)] == ["short", "rather longer"]
     (tmp_path / "v.txt").unlink()
-    assert captions.captions(str(video), {}, CFG.captions, "given")[0]["source"] == "manifest"
-    assert captions.captions(str(video), {"n_faces": 1}, CFG.captions)[0]["source"] == "template"
+    assert captions.written(str(video), CFG.captions, "given")[0]["source"] == "manifest"
+    assert captions.captions({"n_faces": 1}, [], CFG.captions)[0]["source"] == "template"
     answer = captions.parse_answer('Sure: {"overall": "A man talks.", "eyes": "open"}', "vlm:m")
     assert {c["kind"]: c["text"] for c in answer} == {"overall": "A man talks.", "eyes": "open"}
