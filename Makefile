@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OUT ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench constraints clean
+.PHONY: help demo test test-slow lint format constraints clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -31,7 +31,7 @@ format: $(STAMP) ## rewrite the code in the house style
 
 constraints: $(STAMP) ## write constraints.txt from what is installed
 	@{ head -1 constraints.txt; $(PY) -m pip freeze --exclude-editable \
-	  | grep -viE '^(pip|setuptools|wheel|echoforge|scenedetect|syncnet-python|ffmpeg-python)\b'; } > constraints.tmp
+	  | grep -viE '^(pip|setuptools|wheel|echoforge|syncnet-python|openvino)\b'; } > constraints.tmp
 	@mv constraints.tmp constraints.txt
 
 clean: ## remove the environment and the demo
