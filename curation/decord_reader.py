@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import cv2
 
+from curation import packages
 from curation.media import ArrayFrame, Frame, MediaError, VideoFile
 
 
@@ -19,11 +20,13 @@ class DecordFile:
 
     Raises:
         MediaError: not a video, or decord cannot read it.
+        EchoForgeError: decord is not installed.
     """
 
     damaged_packets = 0
 
     def __init__(self, uri: str, threads: int = 1, *, identify: bool = True) -> None:
+        packages.require("decord", "video.backend=decord")
         with VideoFile(uri, threads, identify=identify) as probe:
             self.info, self._display = probe.info, probe.display
         import decord

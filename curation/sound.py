@@ -31,7 +31,10 @@ class Vad:
         folder = Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
         file = folder / "data" / "silero_vad_16k_sequence.onnx" if folder else None
         if file is None or not file.exists():
-            raise EchoForgeError("silero-vad's model is not installed; run `make install` (package silero-vad ≥ 6.2).")
+            raise EchoForgeError(
+                "the package silero-vad lacks its speech model; install it again with "
+                "`pip install --force-reinstall --no-deps 'silero-vad>=6.2'`."
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         self._session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

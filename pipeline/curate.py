@@ -242,8 +242,11 @@ def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
     missing = [unit for unit in units if unit.id not in done]
     earlier = reuse.find(ledger, missing, outdated) if missing else {}
     changed = reuse.changes(ledger)
+    say = plain_console(quiet)
+    if missing:  # here and not in the workers: once per run
+        for note in backends.notes():
+            say.print(note, markup=False, highlight=False, soft_wrap=True)
     if missing and (changed or earlier) and not quiet:
-        say = plain_console()
         if changed:
             say.print(
                 f"changed since the last run: {', '.join(changed)}.", markup=False, highlight=False, soft_wrap=True

@@ -15,6 +15,7 @@ import numpy as np
 
 from configs.errors import EchoForgeError
 from configs.weights import locate
+from curation import packages
 from curation.config import FacesConfig
 
 # Haar square → face box, as shares of the square: medians over the pictures of real clips in which the cascade and
@@ -147,6 +148,7 @@ class S3FD(_Near):
     name = "s3fd"
 
     def __init__(self, cfg: FacesConfig) -> None:
+        packages.require("syncnet_python", "faces.detector=s3fd")
         import torch
         from syncnet_python.detectors.s3fd import S3FD as Detector
         from syncnet_python.detectors.s3fd.nets import S3FDNet

@@ -17,6 +17,7 @@ import torch
 
 from configs.errors import EchoForgeError
 from configs.weights import locate
+from curation import packages
 from curation.catalog import SAMPLE_RATE
 from curation.config import SyncConfig
 from curation.sync.base import CropNeed, SyncScore, checked, distance_matrix, summarise
@@ -31,12 +32,9 @@ def network() -> torch.nn.Module:
     Raises:
         EchoForgeError: `syncnet-python` is not installed.
     """
+    packages.require("syncnet_python", "sync.backend=syncnet_v2")
     spec = importlib.util.find_spec("syncnet_python")
-    if spec is None or not spec.submodule_search_locations:
-        raise EchoForgeError(
-            "sync.backend syncnet_v2 needs the package syncnet-python; install it without "
-            "dependencies: pip install --no-deps syncnet-python."
-        )
+    assert spec is not None and spec.submodule_search_locations
     path = Path(spec.submodule_search_locations[0]) / "SyncNetModel.py"
     inner = importlib.util.spec_from_file_location("_syncnet_model", path)
     assert inner is not None and inner.loader is not None
