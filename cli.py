@@ -71,8 +71,28 @@ Inline = Annotated[bool, typer.Option("--inline", help="Run everything in this p
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N.", show_default=False)]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pipeline.ledger import code_version
+
+        console.print(f"echoforge {code_version()}", highlight=False)
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version (and git revision)."),
+]
+
+
 @app.callback()
-def _globals(ctx: typer.Context, preset: Preset = None, set_: Set = None, ray_address: RayAddress = None) -> None:
+def _globals(
+    ctx: typer.Context,
+    preset: Preset = None,
+    set_: Set = None,
+    ray_address: RayAddress = None,
+    version: Version = False,
+) -> None:
     ctx.obj = {"preset": preset, "set": set_ or [], "ray_address": ray_address}
 
 

@@ -19,6 +19,7 @@ import hashlib
 import json
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -104,12 +105,17 @@ def unit_id(*parts: object) -> str:
 
 @cache
 def code_version() -> str:
-    """Version of this package and, in a checkout, the git revision (with ``+`` when files differ from it)."""
-    try:
-        version = metadata.version("echoforge")
-    except metadata.PackageNotFoundError:
-        version = "source"
+    """Version of this package and, in a checkout, the git revision (with ``+`` when files differ from it).
+
+    The version of a checkout is that of its pyproject.toml: the metadata may be those of another installation.
+    """
     root = Path(__file__).resolve().parents[1]
+    version = _version_of_checkout(root)
+    if version is None:
+        try:
+            return metadata.version("echoforge")
+        except metadata.PackageNotFoundError:
+            return "unknown"
     if not (root / ".git").exists():
         return version
     try:
@@ -118,6 +124,14 @@ def code_version() -> str:
     except (OSError, subprocess.SubprocessError):
         return version
     return f"{version} {revision}{'+' if changed else ''}"
+
+
+def _version_of_checkout(root: Path) -> str | None:
+    project = root / "pyproject.toml"
+    if not project.is_file():
+        return None
+    facts = tomllib.loads(project.read_text("utf-8")).get("project", {})
+    return str(facts["version"]) if facts.get("name") == "echoforge" else None
 
 
 def _git(root: Path, *arguments: str) -> str:
