@@ -20,7 +20,7 @@ class Rule:
     """
 
     code: str
-    column: str  # of the clips table, or a name that `decide.value` derives
+    column: str  # of the clips table, or a name that `curation.decide.value` derives
     op: Literal[">=", "<=", "abs<="]
     limit: float
     sentence: str  # with {value} and {limit}

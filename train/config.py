@@ -57,7 +57,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class NegativeConfig:
-    """The preference objective of an `ndpo` stage (docs/training.md gives the derivations)."""
+    """The preference objective of an `ndpo` stage (formulas: train/objectives/ndpo.py)."""
 
     kind: Literal["npo", "reflect", "kto", "dpo", "paper"]
     batch_size: int  # negatives per step over all ranks, beside the ordinary batch of positives

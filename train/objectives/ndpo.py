@@ -10,7 +10,7 @@ With ℓ the flow-matching error of a negative at the same (σ, ε) for model an
     paper    −(1/β) log(1 + e^{−β ℓ})       Eq. 3 as printed; minimising it *raises* the negatives' likelihood
 
 β = ln 19 / margin: at a relative increase of ``margin`` the push has fallen to 5 %. Every step also carries the
-ordinary positives. Derivations and toy evidence: docs/training.md.
+ordinary positives.
 """
 
 from __future__ import annotations
