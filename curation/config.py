@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+TextKind = Literal["subtitle", "ticker", "watermark", "logo", "scene"]
+
 
 @dataclass(frozen=True)
 class VideoConfig:
@@ -209,7 +211,7 @@ class DecideConfig:
     sync_max_residual: int  # frames, after correction
     sync_strict_conf: float  # tier "strict"
     sync_strict_offset: int
-    text: dict[str, Literal["keep", "crop", "reject"]]  # by kind; crop: where a crop removes it, else reject
+    text: dict[TextKind, Literal["keep", "crop", "reject"]]  # crop: where a crop removes it, else reject
     text_min_score: float
     max_text_area: float  # all kinds, scene text included
     min_sharpness: float

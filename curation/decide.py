@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.config import CurationConfig
+from curation.config import CurationConfig, TextKind
 from curation.rules import Rule, rules
 
 _FLAG_KINDS = {
@@ -215,7 +215,7 @@ def _field(table: pa.Table, column: str, name: str) -> tuple[np.ndarray, np.ndar
     )
 
 
-def _text_rows(table: pa.Table, cfg: CurationConfig) -> dict[str, np.ndarray]:
+def _text_rows(table: pa.Table, cfg: CurationConfig) -> dict[TextKind, np.ndarray]:
     """Kind → rows that hold a sure text of that kind."""
     column = table["text_boxes"].combine_chunks()
     parents = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)

@@ -186,7 +186,7 @@ def _read_parts(catalog_dir: str, name: str, schema: pa.Schema) -> pa.Table:
 
 def _parameters(cfg: PipelineConfig, encoders: Encoders) -> dict[str, str]:
     settings = {k: v for k, v in strict.to_dict(cfg.encode).items() if k != "device"}
-    return {"encoders": encoders.digest, "encode": strict.digest(settings), "format": str(SCHEMA_VERSION)}
+    return {"encoders": encoders.digest, "encode": strict.digest(settings, "encode"), "format": str(SCHEMA_VERSION)}
 
 
 def extend_plans(

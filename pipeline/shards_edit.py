@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs import aliases
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from model.config import ModelConfig
@@ -244,8 +245,10 @@ def _base(dataset: str) -> str:
 
 
 def _description(dataset: str) -> dict[str, Any]:
+    """``dataset.json``; its settings with the names of today."""
     read_index(dataset)
-    return dict(json.loads(store.read_bytes(store.join(dataset, DATASET_FILE))))
+    description: dict[str, Any] = json.loads(store.read_bytes(store.join(dataset, DATASET_FILE)))
+    return description | {"settings": aliases.modernise(description.get("settings") or {})}
 
 
 def _republish(dataset: str, table: pa.Table) -> None:

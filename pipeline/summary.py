@@ -57,7 +57,7 @@ def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dic
     run = {
         **facts,
         "version": code_version(),
-        "config_digest": strict.digest(config.curation),
+        "config_digest": strict.digest(config.curation, ""),
         "preset": config.preset,
         "config": _redacted(schema.to_mapping(config)),
         "versions": {name: _version(name) for name in ("av", "opencv-python-headless", "rapidocr", "torch", "ray")},
@@ -76,15 +76,18 @@ def summarise(
     length = pc.divide(pc.subtract(clips["end_s"], clips["start_s"]), 3600.0)
     hours = pa.table({"verdict": clips["verdict"], "h": length}).group_by("verdict").aggregate([("h", "sum")])
     broken = videos.filter(pc.equal(videos["verdict"], "error"))
-    reasons: Counter[str] = Counter()
-    for table in (clips, broken):
-        codes = pc.list_element(pc.split_pattern(pc.list_flatten(table["reasons"]), ":", max_splits=1), 0)
-        reasons.update({code["values"]: code["counts"] for code in pc.value_counts(codes).to_pylist()})
+    reasons = reason_counts(clips["reasons"]) + reason_counts(broken["reasons"])
     return CurateSummary(
         out, count(videos["verdict"]), count(clips["verdict"]),
         dict(zip(hours["verdict"].to_pylist(), hours["h_sum"].to_pylist(), strict=True)),
         now, seconds, set_aside, reasons.most_common(8), report,
     )  # fmt: skip
+
+
+def reason_counts(column: pa.ChunkedArray) -> Counter[str]:
+    """How many rows each rule speaks against; of a reason ``code: sentence`` the code counts."""
+    codes = pc.list_element(pc.split_pattern(pc.list_flatten(column), ":", max_splits=1), 0)
+    return Counter({code["values"]: code["counts"] for code in pc.value_counts(codes).to_pylist()})
 
 
 def count(column: pa.ChunkedArray) -> dict[str, int]:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from configs import aliases
 from configs.errors import EchoForgeError
 from train import parallel
 from train.ema import EMA
@@ -156,9 +157,9 @@ def digest(path: Path, weights: Weights) -> str:
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What ``run.json`` of a checkpoint says."""
+    """What ``run.json`` of a checkpoint says; its configuration with the names of today."""
     about: dict[str, Any] = json.loads((path / RUN_FILE).read_text("utf-8"))
-    return about
+    return about | {group: aliases.modernise(about[group]) for group in ("model", "train") if group in about}
 
 
 def clean(run: Path) -> None:

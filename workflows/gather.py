@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from configs import strict
+from configs import aliases, strict
 from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
 from configs.schema import Config
@@ -122,10 +122,10 @@ class GatherWorker:
         boxes: np.ndarray | None, latents: torch.Tensor,
     ) -> dict[str, Any]:  # fmt: skip
         model = self.config.model
-        settings = {
-            key: json.dumps(strict.to_dict(getattr(model, key)), sort_keys=True) for key in ("sampler", "guidance")
-        }
-        ident = unit_id(self.digest, self.stage, name, task, seed, settings["sampler"], settings["guidance"])[:16]
+        sections = {key: strict.to_dict(getattr(model, key)) for key in ("sampler", "guidance")}
+        settings = {key: json.dumps(value, sort_keys=True) for key, value in sections.items()}
+        first = [json.dumps(aliases.as_first_named(v, key), sort_keys=True) for key, v in sections.items()]
+        ident = unit_id(self.digest, self.stage, name, task, seed, *first)[:16]
         store.write_bytes(str(self.folder / "latents" / f"{ident}.safetensors"), save({"latents": latents.float()}))
         write_video(self.folder / "videos" / f"{ident}.mp4", video, None)
         return {
@@ -182,7 +182,7 @@ def gather(
     units = _units(index, chosen, config, samples or chosen.cfg.samples)
     for name in ("latents", "videos"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    settings = {key: strict.digest(getattr(config.model, key)) for key in ("sampler", "guidance", "phda")}
+    settings = {key: strict.digest(getattr(config.model, key), key) for key in ("sampler", "guidance", "phda")}
     ledger = Ledger(str(folder / "ledger"), _TABLES, settings | {"checkpoint": step.name})
     make = functools.partial(GatherWorker, config, dataset, step, chosen.name, chosen.cfg.weights, folder)
     cfg = config.pipeline

@@ -40,7 +40,7 @@ def test_every_command_has_help(command: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("weights", "list", "--set", "sync.requird=false"), 2, "did you mean 'required'"),
+        (("weights", "list", "--set", "sync.requird=false"), 2, "did you mean 'sync.required'"),
         (("--set", "sedd=1", "weights", "list"), 2, "did you mean 'seed'"),
         (("weights", "list", "--preset", "huge"), 2, "neither a file nor one of"),
         (("catalog", "status", "no-such-catalog"), 2, "holds no catalog"),

@@ -46,7 +46,7 @@ def test_round_trip() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"inner": {"knd": "a"}}, "'inner.knd' is unknown; did you mean 'kind'"),
+        ({"inner": {"knd": "a"}}, "'inner.knd' is unknown; did you mean 'inner.kind'"),
         ({"inner": {"kind": "c"}}, "'inner.kind' is 'c'; allowed"),
         ({"sizes": [1, "2"]}, "'sizes.1' must be int"),
         ({"sizes": [True]}, "'sizes.0' must be int"),
