@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from configs.errors import EchoForgeError
@@ -51,7 +52,7 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         "-p",
-        help="tiny (offline, CPU), wan2.1-fun-1.3b, or a YAML file. [default: tiny]",
+        help="tiny (offline, CPU), wan2.1-fun-1.3b, or a YAML file that `extends` one. [default: tiny]",
         show_default=False,
     ),
 ]
@@ -99,7 +100,15 @@ def _globals(
 def _config(ctx: typer.Context, preset: str | None, overrides: list[str] | None) -> Any:
     from configs import schema
 
-    return schema.load(preset or ctx.obj["preset"] or "tiny", [*ctx.obj["set"], *(overrides or [])])
+    return schema.load(preset or ctx.obj["preset"] or "tiny", _overrides(ctx, overrides), _note)
+
+
+def _overrides(ctx: typer.Context, overrides: list[str] | None) -> list[str]:
+    return [*ctx.obj["set"], *(overrides or [])]
+
+
+def _note(sentence: str) -> None:
+    Console(stderr=True).print(f"[yellow]note:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
 
 
 def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: list[str] | None) -> Any:
@@ -107,7 +116,7 @@ def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: 
     from pipeline.catalog import configuration
 
     named = preset or ctx.obj["preset"]
-    return (None if named else configuration(catalog, [*ctx.obj["set"], *(overrides or [])])) or _config(
+    return (None if named else configuration(catalog, _overrides(ctx, overrides), _note)) or _config(
         ctx, preset, overrides
     )
 
@@ -144,8 +153,9 @@ def curate(
     Example: `python cli.py curate videos/ --out catalog --set sync.required=false`
 
     Run it again after an interruption, after adding videos or after changing a threshold: only what is missing is
-    computed. Sources are only read.
+    computed. Thresholds that `catalog redecide` set stay, unless --set names them here. Sources are only read.
     """
+    from configs import schema
     from pipeline.curate import curate as run
 
     summary = run(
@@ -156,6 +166,7 @@ def curate(
         ray_address=_ray(ctx, ray_address),
         limit=limit,
         retry_failed=retry_failed,
+        named=schema.named(_overrides(ctx, set_)),
     )
     console.print(summary)
 
@@ -310,13 +321,17 @@ def catalog_explain(ctx: typer.Context, catalog: str, clip: str, preset: Preset 
 
 @catalog_app.command("redecide")
 def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, set_: Set = None) -> None:
-    """New thresholds, new verdicts: reads only the tables, decodes nothing.
+    """New thresholds, new verdicts, and what changed: reads only the tables, decodes nothing.
 
-    Starts from the configuration that the catalog was last decided with; `--preset` starts from a preset again.
+    Example: `python cli.py catalog redecide catalog --set decide.sync_min_conf=4`
+
+    Starts from the configuration that the catalog was last decided with; `--preset` takes the thresholds of a preset.
+    Later runs of `curate` keep what was set here. Keys that change what is measured are refused: `curate` applies them.
     """
-    from pipeline import catalog as ops
+    from pipeline import redecide as again
 
-    console.print(ops.redecide(catalog, _config_of(catalog, ctx, preset, set_)))
+    config = again.chosen(catalog, preset or ctx.obj["preset"], _overrides(ctx, set_), _note)
+    console.print(again.redecide(catalog, config))
 
 
 @catalog_app.command("report")

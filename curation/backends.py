@@ -12,6 +12,7 @@ from curation import aesthetic, dedup, packages, quality, sound, voices
 from curation.captions import VisionCaptioner
 from curation.config import CurationConfig
 from curation.faces import FaceDetector, load_detector
+from curation.inputs import inputs
 from curation.operators import FrameOperator, SoundOperator
 from curation.sync import SyncBackend, load_backend
 from curation.text import operator as text
@@ -81,18 +82,10 @@ def check_files(cfg: CurationConfig) -> None:
 
 def parameters(cfg: CurationConfig) -> dict[str, str]:
     """Digest of the parameters of each operator, by name: what the ledger compares to know what to recompute."""
-    sections = ("video", "shots", "clips", "faces", "sync", "text", "quality", "sound", "captions")
-    hashes = {name: strict.digest(getattr(cfg, name)) for name in sections}
-    detail = ("detail_rate", "face_side")
-    whole = strict.to_dict(cfg.quality)
-    hashes["detail"] = strict.digest({k: whole[k] for k in detail})
-    hashes["quality"] = strict.digest({k: v for k, v in whole.items() if k not in detail})
-    sync = {k: v for k, v in strict.to_dict(cfg.sync).items() if k not in ("required", "fit")}
-    dedup_scan = {k: getattr(cfg.dedup, k) for k in ("rate", "side")}  # the rest is decided later, from the hashes
-    if cfg.aesthetic.enabled:  # switched off, earlier scores stay as they are
-        hashes["aesthetic"] = strict.digest(cfg.aesthetic)
+    hashes = {name: strict.digest(values, section) for name, (section, values) in inputs(cfg).items()}
+    if not cfg.aesthetic.enabled:  # switched off, earlier scores stay as they are
+        del hashes["aesthetic"]
     hashes["voices"] = strict.digest({})  # has no parameters
-    hashes |= {"sync": strict.digest(sync), "dedup": strict.digest(dedup_scan)}
     operators = (
         text.TextOperator, quality.QualityOperator, quality.DetailOperator, dedup.HashOperator, sound.SpeechOperator,
         aesthetic.AestheticOperator, voices.VoicesOperator,

@@ -1,4 +1,4 @@
-"""What can be asked of a catalog, and decided anew, without decoding anything."""
+"""What can be asked of a catalog without decoding anything; deciding it anew is in :mod:`pipeline.redecide`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from configs import schema, strict
-from configs.errors import ConfigError, EchoForgeError
+from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from pipeline import store
 from pipeline.ledger import Ledger
+from pipeline.redecide import configuration, redecide
 from pipeline.reuse import latest
-from pipeline.summary import CurateSummary, count, publish, summarise
-from pipeline.tables import read, rewrite
+from pipeline.summary import count
+from pipeline.tables import read
+
+__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "status"]
 
 
 @dataclass(frozen=True)
@@ -141,32 +143,3 @@ def _row(catalog_dir: str, clip: str) -> dict[str, Any]:
                 row: dict[str, Any] = file.read().slice(at, 1).to_pylist()[0]
                 return row
     raise EchoForgeError(f"clip '{clip}' went away while '{catalog_dir}' was read; run again.")
-
-
-def configuration(catalog_dir: str, overrides: list[str]) -> schema.Config | None:
-    """The configuration that the catalog was made (or last decided) with, and ``overrides``; None where none is saved.
-
-    Raises:
-        ConfigError: an unknown key or a wrong type in ``overrides``.
-        EchoForgeError: the saved one is of another version of this program.
-    """
-    url = store.join(catalog_dir, "run.json")
-    saved = json.loads(store.read_bytes(url)).get("config") if store.exists(url) else None
-    if saved is None:
-        return None
-    try:
-        schema.from_mapping(saved)
-    except ConfigError as error:
-        message = f"the configuration saved in '{url}' is of another version ({error}); name one with --preset."
-        raise EchoForgeError(message) from error
-    return schema.from_mapping(strict.override(saved, overrides))
-
-
-def redecide(catalog_dir: str, config: Any) -> CurateSummary:
-    """New verdicts from the scores in the tables; decodes nothing."""
-    videos, clips = rewrite(catalog_dir, config.curation)
-    url = store.join(catalog_dir, "run.json")
-    before = json.loads(store.read_bytes(url)) if store.exists(url) else {}
-    facts = {key: before[key] for key in ("seconds", "video_seconds", "sources") if key in before}
-    report = publish(catalog_dir, videos, clips, config, facts)
-    return summarise(catalog_dir, videos, clips, 0, 0.0, [], report)

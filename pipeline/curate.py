@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline import engine, reuse, store, tables
 from pipeline.config import PipelineConfig
 from pipeline.ledger import Failure, Ledger, Result, Unit, unit_id
 from pipeline.progress import Progress, plain_console
+from pipeline.redecide import carried
 from pipeline.summary import CurateSummary, publish, summarise
 from pipeline.timing import Stopwatch, timed
 
@@ -84,6 +85,7 @@ def curate(
     limit: int | None = None,
     retry_failed: bool = False,
     quiet: bool = False,
+    named: Collection[str] = (),
 ) -> CurateSummary:
     """Bring the catalog at ``out`` up to date with ``sources``.
 
@@ -92,12 +94,14 @@ def curate(
         inline: everything in this process.
         limit: only the first so many sources.
         retry_failed: try the files set aside again.
+        named: dotted names of the keys that the caller set by name; they win over what `catalog redecide` set.
 
     Raises:
         EchoForgeError: no such source, or the run as a whole cannot go on.
         MissingWeights: a configured file is not here.
     """
     out = out.rstrip("/")
+    config, thresholds = carried(out, config, named, _nothing if quiet else _say)
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline
     backends.check_files(cfg)
@@ -114,7 +118,7 @@ def curate(
         inline=inline, ray_address=ray_address, retry_failed=retry_failed, watcher=watcher,
     )  # fmt: skip
     wanted, aside = current(ledger, units)
-    facts = {"seconds": watcher.timings, "video_seconds": outcome.amount, "sources": len(found)}
+    facts = {"seconds": watcher.timings, "video_seconds": outcome.amount, "sources": len(found), **thresholds}
     videos = _with_quarantine(_concat(ledger, "videos", wanted, VIDEOS), aside)
 
     def read_clips(columns: list[str]) -> Iterator[pa.Table]:
@@ -125,6 +129,14 @@ def curate(
     report = publish(out, videos, clips, config, facts)
     causes = [f"{store.redact(failure.key)}: {failure.cause}" for failure in aside]
     return summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report)
+
+
+def _say(line: str) -> None:
+    plain_console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _nothing(line: str) -> None:
+    """For quiet runs."""
 
 
 def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:
@@ -248,11 +260,9 @@ def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
             say.print(note, markup=False, highlight=False, soft_wrap=True)
     if missing and (changed or earlier) and not quiet:
         if changed:
-            say.print(
-                f"changed since the last run: {', '.join(changed)}.", markup=False, highlight=False, soft_wrap=True
-            )
+            _say(f"changed since the last run: {', '.join(changed)}.")
         for line in reuse.sentences(missing, earlier, ledger.parameters, "videos"):
-            say.print(line, markup=False, highlight=False, soft_wrap=True)
+            _say(line)
     return [
         replace(unit, payload=replace(unit.payload, earlier=(unit.id, earlier[unit.id])))
         if unit.id in earlier

@@ -41,6 +41,7 @@ def test_every_command_has_help(command: list[str]) -> None:
     ("arguments", "code", "words"),
     [
         (("weights", "list", "--set", "sync.requird=false"), 2, "did you mean 'sync.required'"),
+        (("weights", "list", "--set", "sync_min_conf=4"), 2, "did you mean 'decide.sync_min_conf'?"),
         (("--set", "sedd=1", "weights", "list"), 2, "did you mean 'seed'"),
         (("weights", "list", "--preset", "huge"), 2, "neither a file nor one of"),
         (("catalog", "status", "no-such-catalog"), 2, "holds no catalog"),

@@ -1,7 +1,9 @@
-"""What `curate` does around the analysis; the analysis itself is replaced, so that rows can be made at will."""
+"""What `curate` and `catalog redecide` do around the analysis; the analysis itself is replaced, so that rows can be made at will."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,10 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from configs import schema
+from configs import aliases, schema
 from configs.errors import EchoForgeError
+from curation.backends import parameters
 from curation.catalog import clip_id, video_id
-from pipeline import catalog, curate, store, tables
+from curation.inputs import decides, operators_of
+from pipeline import catalog, curate, redecide, store, tables
 
 CALLS: list[str] = []
 
@@ -280,3 +284,144 @@ def test_status_of_a_first_run_that_has_not_ended(
         run(videos, out)
     shown = str(catalog.status(str(out)))
     assert "3 of 4 videos done" in shown and "a poison.mp4: RuntimeError: cannot" in shown
+
+
+# ------------------------------------------------------------------------------- deciding again, and curating after it
+
+
+def decided(out: Path, *overrides: str, preset: str | None = None) -> redecide.Redecision:
+    """As `catalog redecide` does it."""
+    return redecide.redecide(str(out), redecide.chosen(str(out), preset, list(overrides)))
+
+
+def test_deciding_again_says_what_changed(videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    said = decided(out, "decide.min_sharpness=0.9", "decide.min_lufs=-10")
+    assert said.settings == {"decide.min_sharpness": (0.3, 0.9), "decide.min_lufs": (-50.0, -10.0)}
+    assert (said.before, said.clips) == ({"keep": 8, "reject": 2}, {"reject": 10})
+    assert said.moved == {("keep", "reject"): 8}
+    assert said.reasons == {"sharpness": (2, 7), "silence": (0, 10)}
+    lines = str(said).splitlines()
+    assert any(line.split() == ["reject", "2", "10", "+8"] for line in lines)
+    assert any(line.split() == ["sharpness", "2", "7", "+5"] for line in lines)
+    assert max(map(len, lines[:-1])) < 80 or str(out) in lines[0]
+    assert "no verdict changed" in str(decided(out, "decide.min_lufs=-10"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("text.rate=5", r"'text.rate': it changes what is measured \(text\); run `curate` again with it"),
+        ("dedup.rate=1", r"'dedup.rate': it changes what is measured \(dedup\)"),
+        ("sync.backend=fitted", r"'sync.backend': it changes what is measured \(sync\)"),
+        ("clips.max_frames=65", r"measured \(clips\)"),
+        ("aesthetic.enabled=true", r"measured \(aesthetic\)"),
+        ("optim.lr=1", "'optim.lr': no verdict depends on it"),
+        ("sync_min_conf=4", r"did you mean 'decide.sync_min_conf'\?"),
+    ],
+)
+def test_what_cannot_be_decided_again_is_refused(videos: Path, tmp_path: Path, override: str, words: str) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    before = (out / "run.json").read_bytes()
+    with pytest.raises(EchoForgeError, match=words):
+        decided(out, "decide.min_sharpness=0.9", override)
+    assert (out / "run.json").read_bytes() == before
+
+
+def test_every_key_of_curation_is_measured_with_or_decides_or_has_no_part() -> None:
+    """Against the hashes themselves: a key that `redecide` applies changes none of them, any other of the same
+    sections does."""
+    config = schema.load("tiny", ["aesthetic.enabled=true"])
+    whole = schema.to_mapping(config)
+    hashes = parameters(config.curation)
+    neither = {"puppets": "puppets", "sync.fit": "fit"}
+    for section in (field.name for field in dataclasses.fields(config.curation)):
+        for name, value in whole[section].items():
+            key = f"{section}.{name}"
+            other = copy.deepcopy(config.curation)
+            object.__setattr__(getattr(other, section), name, f"{value} ")
+            changed = {operator for operator, digest in parameters(other).items() if digest != hashes.get(operator)}
+            assert changed == set(operators_of(key, config.curation)), key
+            assert decides(key, config.curation) == (not changed and section not in neither and key not in neither), key
+
+
+def test_a_later_curate_keeps_what_redecide_set_unless_it_names_the_key(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+
+    def curated(*overrides: str, named: tuple[str, ...] = ()) -> tuple[dict[str, int], str]:
+        config = schema.load("tiny", ["execution.rows_per_file=4", "decide.min_sharpness=0.3", *overrides])
+        clips = curate.curate([str(videos)], str(out), config, inline=True, named=named).clips
+        return clips, " ".join(line for line in capsys.readouterr().err.splitlines() if "decide" in line)
+
+    assert curated() == ({"keep": 8, "reject": 2}, "")
+    decided(out, "decide.min_sharpness=0.9")
+    for _ in range(2):  # a weekly run, with the configuration that it always had
+        clips, said = curated()
+        assert clips == {"keep": 3, "reject": 7}
+        assert "kept as `catalog redecide` set it: decide.min_sharpness=0.9 (here: 0.3)" in said
+        assert "--set" in said
+    clips, said = curated("decide.max_faces=0")
+    assert clips == {"reject": 10} and "decided otherwise than before: decide.max_faces 1 → 0." in said
+    assert "kept as" in said
+    clips, said = curated(named=("decide.min_sharpness",))
+    assert clips == {"keep": 8, "reject": 2} and "decide.min_sharpness 0.9 → 0.3" in said and "kept as" not in said
+    assert curated() == ({"keep": 8, "reject": 2}, ""), "nothing of it is left"
+
+
+def test_a_preset_gives_its_thresholds_only_and_takes_tuning_back(videos: Path, tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine.yaml"
+    mine.write_text("extends: tiny\ndecide: {min_sharpness: 0.9}\ntext: {rate: 5}\n")
+    run(videos, out)
+    notes: list[str] = []
+    config = redecide.chosen(str(out), str(mine), [], notes.append)
+    assert config.curation.decide.min_sharpness == 0.9 and config.curation.text.rate == 2.08
+    assert len(notes) == 1 and "text stay as measured" in notes[0] and "`curate --preset" in notes[0]
+    assert redecide.redecide(str(out), config).clips == {"keep": 3, "reject": 7}
+    assert run(videos, out).clips == {"keep": 3, "reject": 7}
+    decided(out, "decide.min_sharpness=0.3", preset="tiny")
+    assert run(videos, out).clips == {"keep": 8, "reject": 2}
+    assert json.loads((out / "run.json").read_text())["config"]["text"]["rate"] == 2.08
+
+
+def test_a_catalog_saved_with_older_names_is_decided_again_and_curated(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    decided(out, "decide.min_sharpness=0.9")
+    text = (out / "run.json").read_text()
+    (out / "run.json").write_text(text.replace('"min_sharpness"', '"min_sharp"'))
+    monkeypatch.setattr(aliases, "ROWS", (aliases.Renamed("decide.min_sharp", "decide.min_sharpness"),))
+    schema._renamed.cache_clear()
+    try:
+        CALLS.clear()
+        assert run(videos, out).clips == {"keep": 3, "reject": 7} and CALLS == [], "no hash changed"
+        (out / "run.json").write_text(text.replace('"min_sharpness"', '"min_sharp"'))
+        assert decided(out, "decide.min_sharp=0.3").clips == {"keep": 8, "reject": 2}
+    finally:
+        schema._renamed.cache_clear()
+
+
+def test_thresholds_that_cannot_be_read_are_said_and_do_not_stop_curate(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run(videos, out)
+    monkeypatch.setattr(schema, "_renamed", lambda: (aliases.Removed("decide.colour", "delete it"),))
+    saved = json.loads((out / "run.json").read_text())
+    saved["config"]["decide"]["colour"] = 1
+    (out / "run.json").write_text(json.dumps(saved))
+    said: list[str] = []
+    config = schema.load("tiny")
+    assert redecide.carried(str(out), config, (), said.append)[0] == config
+    assert len(said) == 1 and "'decide.colour' was removed: delete it" in said[0]
+    with pytest.raises(EchoForgeError, match=r"another version .* name one with --preset"):
+        decided(out)
+    assert decided(out, preset="tiny").clips == {"keep": 8, "reject": 2}
+    (out / "run.json").write_text("{")
+    with pytest.raises(EchoForgeError, match=r"run\.json' is damaged"):
+        run(videos, out)
