@@ -109,8 +109,8 @@ def _resolved(preset: str | Path, below: tuple[str | Path, ...]) -> dict[str, An
         return data
     if "extends" not in data:
         raise ConfigError(
-            f"preset '{preset}' does not say what it extends; begin it with `extends: {BASE}` "
-            f"(or {' or '.join(PRESETS)}, or another preset's path)."
+            f"preset '{preset}' does not say what it extends; begin it with `extends: {PRESETS[0]}` "
+            f"(or {', '.join((*PRESETS[1:], BASE))}, or another preset's path)."
         )
     parent = _parent(preset, data.pop("extends"))
     chain = (*below, preset)

@@ -117,7 +117,7 @@ def test_an_overlay_changes_what_it_names_and_nothing_else(data: st.DataObject) 
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"a": "decide: {max_faces: 3}"}, "does not say what it extends; begin it with `extends: base`"),
+        ({"a": "decide: {max_faces: 3}"}, "does not say what it extends; begin it with `extends: tiny`"),
         ({"a": "extends: b.yaml", "b": "extends: c.yaml", "c": "extends: a.yaml"}, "in a circle: .*a.yaml.*a.yaml"),
         ({"a": "extends: a.yaml"}, "in a circle"),
         ({"a": "extends: gone.yaml"}, "extends 'gone.yaml', which is neither a file"),
