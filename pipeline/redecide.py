@@ -101,7 +101,7 @@ def configuration(catalog_dir: str, overrides: list[str], note: Note | None = No
         config = schema.from_mapping(mapping)
     except ConfigError as error:
         url = store.join(catalog_dir, "run.json")
-        message = f"the configuration saved in '{url}' is of another version ({error}); name one with --preset."
+        message = f"the configuration saved in '{url}' is of another version ({str(error).rstrip('.')}); name one with --preset."
         raise EchoForgeError(message) from error
     return schema.override(config, overrides, note)
 
