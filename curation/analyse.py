@@ -31,7 +31,7 @@ from curation.media import Frame, MediaError, MediaInfo
 from curation.operators import ClipContext, FrameNeed, FrameOperator, Span
 from curation.shots import ShotDetector
 from curation.soundread import SoundReader
-from curation.sync import Correction, Square, SyncBackend, correct, cut, square
+from curation.sync import Residual, Square, SyncBackend, SyncScore, cut, measure_residual, square
 
 _BOX_EVERY = 4  # boxes are stored for every 4th frame (one latent frame); clips have 4k+1 frames, so the ends are in
 _PRESENT = 0.3  # a track in less of the clip than this is a passer-by or a mistake of the detector
@@ -96,6 +96,15 @@ def analyse_video(
         clip["captions"] = captions(clip, written_captions, cfg.captions)
         clip["speaker"] = speaker
     return row, clips
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The sync score of one track, and what was scored: crops [F, …] and their sound float32 [F · 640]."""
+
+    score: SyncScore
+    crops: np.ndarray
+    pcm: np.ndarray
 
 
 @dataclass
@@ -329,16 +338,19 @@ class _Analysis:
         for i, result in scored.items():
             tracks[i] |= {
                 "av_offset": _small(result.score.offset_frames),
-                "conf": _confidence(result, backend),
+                "conf": result.score.conf / backend.unit,
                 "dist": result.score.dist,
             }
         if not scored:
             return values
         speaking = max(scored, key=lambda i: scored[i].score.conf)
-        return values | {"active_track": speaking} | _sync_columns(scored[speaking], backend)
+        best = scored[speaking]
+        least = self._cfg.sync.min_frames
+        residual = measure_residual(backend, best.crops, best.pcm, best.score.offset_frames, least)
+        return values | {"active_track": speaking} | _sync_columns(best.score, residual, backend)
 
-    def _score(self, span: Span, number: int, pcm: np.ndarray, backend: SyncBackend) -> Correction | None:
-        """The longest unbroken stretch of a track's crops against its sound; None where there is too little."""
+    def _score(self, span: Span, number: int, pcm: np.ndarray, backend: SyncBackend) -> _Scored | None:
+        """Score the longest unbroken stretch of a track's crops against its sound; None where it is too short."""
         have = [f for f in range(span.start, span.end) if f in self._seen and number in self._seen[f].crops]
         runs = np.split(np.asarray(have), np.flatnonzero(np.diff(have) > 1) + 1) if have else []
         run = max(runs, key=len, default=np.empty(0, int))
@@ -347,7 +359,7 @@ class _Analysis:
         crops = np.stack([self._seen[int(f)].crops[number] for f in run])
         first = int(run[0]) - span.start
         part = pcm[first * catalog.SAMPLES_PER_FRAME : (first + len(run)) * catalog.SAMPLES_PER_FRAME]
-        return correct(backend, crops, part, self._cfg.sync)
+        return _Scored(backend.score(crops, part), crops, part)
 
 
 def _scaled_up(face: Face, scale: float) -> Face:
@@ -366,22 +378,16 @@ def _inside(face: Face, region: np.ndarray) -> bool:
     return bool((middle >= region[:2]).all() and (middle <= region[2:]).all())
 
 
-def _sync_columns(result: Correction, backend: SyncBackend) -> dict[str, Any]:
-    score = result.score
+def _sync_columns(score: SyncScore, residual: Residual, backend: SyncBackend) -> dict[str, Any]:
     columns: dict[str, Any] = {
         "sync_backend": backend.name,
         "av_offset_frames": _small(score.offset_frames),
-        "offset_samples": result.offset_samples,
-        "residual_offset": None if result.residual is None else _small(result.residual),
+        "residual_offset": None if residual.offset_frames is None else _small(residual.offset_frames),
+        "residual_frames": residual.frames,
     }
     if backend.name == "syncnet_v2":
         return columns | {"sync_c": score.conf, "sync_d": score.dist}
-    return columns | {"sync_fit_conf": _confidence(result, backend)}
-
-
-def _confidence(result: Correction, backend: SyncBackend) -> float:
-    """SyncNet's own number; of a fitted backend in units of its threshold, so that every file's mean the same."""
-    return result.score.conf / (1.0 if backend.name == "syncnet_v2" else max(backend.threshold, 1e-6))
+    return columns | {"sync_fit_conf": score.conf / backend.unit}
 
 
 def _small(offset: int) -> int:

@@ -14,7 +14,7 @@ from curation.config import CurationConfig
 from curation.faces import FaceDetector, load_detector
 from curation.inputs import inputs
 from curation.operators import FrameOperator, SoundOperator
-from curation.sync import SyncBackend, load_backend
+from curation.sync import SYNC_VERSION, SyncBackend, load_backend
 from curation.text import operator as text
 
 MakeFrameOperator = Callable[[], FrameOperator]
@@ -90,5 +90,5 @@ def parameters(cfg: CurationConfig) -> dict[str, str]:
         text.TextOperator, quality.QualityOperator, quality.DetailOperator, dedup.HashOperator, sound.SpeechOperator,
         aesthetic.AestheticOperator, voices.VoicesOperator,
     )  # fmt: skip
-    versions = {o.name: o.version for o in operators}
+    versions = {o.name: o.version for o in operators} | {"sync": SYNC_VERSION}
     return {name: f"{digest}.{versions.get(name, 1)}" for name, digest in hashes.items()}

@@ -101,8 +101,9 @@ CLIPS = pa.schema(
         ("sync_d", pa.float32()),
         ("sync_fit_conf", pa.float32()),  # a fitted backend; 1: the threshold on its card
         ("av_offset_frames", pa.int8()),  # > 0: the audio is early
-        ("offset_samples", pa.int32()),  # correction applied when the clip is read, 16 kHz samples
-        ("residual_offset", pa.int8()),
+        ("offset_samples", pa.int32()),  # decided: correction applied when the clip is read, 16 kHz samples
+        ("residual_offset", pa.int8()),  # frames, measured again after correcting `av_offset_frames` …
+        ("residual_frames", pa.int16()),  # … on so many frames; with a null residual: too few to measure it
         ("text_boxes", pa.list_(_TEXT_BOX)),
         ("text_area", pa.float32()),
         ("subtitle_score", pa.float32()),

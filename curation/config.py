@@ -79,7 +79,7 @@ class SyncFitConfig:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """Lips against sound. An offset > 0 means that the sound is early."""
+    """How lips are measured against sound; what counts as in sync is in ``decide``. Offset > 0: the sound is early."""
 
     required: bool  # false: a missing score is no reason to hold a clip
     backend: Literal["none", "syncnet_v2", "fitted"]
@@ -87,11 +87,7 @@ class SyncConfig:
     fitted: str | None  # file of `sync fit`; only ever used when named here
     batch_size: int  # windows
     vshift: int  # shifts compared, frames either way
-    conf_min: float  # SyncNet v2
-    fitted_conf_min: float | None  # null: the threshold on the file's card
-    max_offset: int  # largest offset that is corrected, frames
-    max_residual: int  # largest offset left after it
-    min_frames: int  # fewest frames scored
+    min_frames: int  # fewest frames scored, before and after a correction
     fit: SyncFitConfig
 
 

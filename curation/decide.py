@@ -1,11 +1,13 @@
-"""Decide late: scores and thresholds → verdict, reasons, tier. Pure, vectorised, nothing is measured here.
+"""Scores and thresholds → verdict, reasons, tier and the correction of the sound. Pure and vectorised.
+
+Operators only measure; every threshold is applied here, so a new one costs no decoding.
 
 Precedence: error (kept from analysis) > reject > hold > keep. A reason is ``code: sentence``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.catalog import SAMPLES_PER_FRAME
 from curation.config import CurationConfig, TextKind
 from curation.rules import Rule, rules
 
@@ -25,6 +28,8 @@ _FLAG_KINDS = {
 }
 _BEST = ("keep", "hold", "reject", "error")
 TIERS = ("strict", "standard")
+DECIDED = ("verdict", "reasons", "tier", "offset_samples")
+"""Columns of the clips table that :func:`decide_clips` writes, whatever they held before."""
 _SLICE = 100_000
 """Rows decided at a time: sentences are Python strings on their way, which are large."""
 
@@ -44,7 +49,7 @@ class RuleResult:
 
 
 def decide_clips(table: pa.Table, cfg: CurationConfig) -> pa.Table:
-    """The clips table with verdict, reasons and tier replaced; all other columns as they are."""
+    """The clips table with its decided columns (:data:`DECIDED`) replaced; all other columns as they are."""
     slices = [table.slice(start, _SLICE) for start in range(0, max(table.num_rows, 1), _SLICE)]
     return pa.concat_tables([_decide_slice(part, cfg) for part in slices])
 
@@ -53,13 +58,13 @@ def _decide_slice(table: pa.Table, cfg: CurationConfig) -> pa.Table:
     rows = table.num_rows
     failed = np.zeros(rows, bool)
     held = np.zeros(rows, bool)
+    uncorrected = np.zeros(rows, bool)
     reasons: list[tuple[np.ndarray, np.ndarray]] = []  # row numbers, sentences
-    crops = _crops_used(table, cfg)
-    for rule in rules(cfg):
-        bad, sentences = judge(rule, *value(table, rule.column, crops))
-        if len(bad):
-            (held if rule.outcome == "hold" else failed)[bad] = True
-            reasons.append((bad, sentences))
+    for rule, _, _, bad, sentences in _judged(table, cfg):
+        (held if rule.outcome == "hold" else failed)[bad] = True
+        if rule.sync:
+            uncorrected[bad] = True
+        reasons.append((bad, sentences))
     for bad, sentences in _text_reasons(table, cfg):
         failed[bad] = True
         reasons.append((bad, sentences))
@@ -73,9 +78,13 @@ def _decide_slice(table: pa.Table, cfg: CurationConfig) -> pa.Table:
     verdict[error] = "error"
     old = table["reasons"].combine_chunks().filter(pa.array(error)).to_pylist() if error.any() else []
     lists = _lists(rows, reasons, dict(zip(np.flatnonzero(error).tolist(), old, strict=True)))
-    return _with(
-        table, {"verdict": pa.array(verdict, pa.string()), "reasons": lists, "tier": _tiers(table, verdict, cfg)}
-    )
+    decided = {
+        "verdict": pa.array(verdict, pa.string()),
+        "reasons": lists,
+        "tier": _tiers(table, verdict, cfg),
+        "offset_samples": _corrections(table, uncorrected),
+    }
+    return _with(table, decided)
 
 
 def decide_videos(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> pa.Table:
@@ -121,11 +130,8 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
     from curation.catalog import CLIPS, table
 
     one = table([{k: v for k, v in row.items() if k in CLIPS.names}], CLIPS)
-    crops = _crops_used(one, cfg)
     results = []
-    for rule in rules(cfg):
-        values, valid = value(one, rule.column, crops)
-        bad, sentences = judge(rule, values, valid)
+    for rule, values, valid, bad, sentences in _judged(one, cfg):
         score = float(values[0]) if valid[0] else None
         limit = None if np.isinf(rule.limit) else rule.limit
         results.append(
@@ -162,6 +168,22 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
             )
         )
     return results
+
+
+def _judged(
+    table: pa.Table, cfg: CurationConfig
+) -> Iterator[tuple[Rule, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Every rule with its values, their validity, the rows that fail and their sentences."""
+    crops = _crops_used(table, cfg)
+    uncorrected = np.zeros(table.num_rows, bool)
+    for rule in rules(cfg):
+        values, valid = value(table, rule.column, crops)
+        if rule.column == "sync_unmeasured":  # asked only where a correction depends on it
+            valid = valid & ~uncorrected
+        bad, sentences = judge(rule, values, valid)
+        if rule.sync:
+            uncorrected[bad] = True
+        yield rule, values, valid, bad, sentences
 
 
 def fails(rule: Rule, values: np.ndarray, valid: np.ndarray) -> np.ndarray:
@@ -201,10 +223,32 @@ def value(table: pa.Table, column: str, crops: np.ndarray) -> tuple[np.ndarray, 
             used = np.where(has_box, boxed, full)
             sides.append(np.where(has_cut & crops, np.minimum(cut, used), used))
         return np.minimum(*sides), ok
+    if column in _WITHOUT_RESIDUAL:
+        return _without_residual(table, column)
     array = table[column]
     valid = pc.is_valid(array).to_numpy(zero_copy_only=False)
     values = pc.fill_null(pc.cast(array, pa.float64()), 0.0).to_numpy(zero_copy_only=False)
     return values, valid & np.isfinite(values)
+
+
+_WITHOUT_RESIDUAL = ("sync_frames_left", "sync_unmeasured")
+
+
+def _without_residual(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """Why nothing is known of the offset that a correction leaves: values, and the rows of which this is true.
+
+    ``sync_frames_left``: the correction leaves so few frames that the remainder cannot be measured.
+    ``sync_unmeasured``: the offset whose remainder nobody measured. Earlier versions measured it only where the
+    thresholds of their day asked for a correction.
+    """
+    none = np.zeros(table.num_rows, bool)
+    (offset, scored), (_, measured), (frames, tried) = (
+        value(table, name, none) for name in ("av_offset_frames", "residual_offset", "residual_frames")
+    )
+    unknown = scored & ~measured & (offset != 0)
+    if column == "sync_frames_left":
+        return frames, unknown & tried
+    return offset, unknown & ~tried
 
 
 def _field(table: pa.Table, column: str, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -244,6 +288,13 @@ def _crops_used(table: pa.Table, cfg: CurationConfig) -> np.ndarray:
     for kind, rows in _text_rows(table, cfg).items():
         used[rows] |= cfg.decide.text[kind] == "crop"
     return used
+
+
+def _corrections(table: pa.Table, uncorrected: np.ndarray) -> pa.Array:
+    """Samples that the sound is delayed by: the measured offset where every sync rule passes, else 0; null unscored."""
+    offset, scored = value(table, "av_offset_frames", np.zeros(table.num_rows, bool))
+    samples = np.where(uncorrected, 0, offset * SAMPLES_PER_FRAME).astype(np.int32)
+    return pa.array(samples, pa.int32(), mask=~scored)
 
 
 def _tiers(table: pa.Table, verdict: np.ndarray, cfg: CurationConfig) -> pa.Array:

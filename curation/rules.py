@@ -27,6 +27,7 @@ class Rule:
     null: str | None = None  # sentence for a missing value
     outcome: Literal["reject", "hold"] = "reject"
     unit: str = ""
+    sync: bool = False  # one of those that a correction of the sound must pass
 
 
 def rules(cfg: CurationConfig) -> list[Rule]:
@@ -121,13 +122,21 @@ def rules(cfg: CurationConfig) -> list[Rule]:
             d.min_height,
             "the shorter side is {value:.0f} px after the crop, {limit:.0f} needed",
         ),
-        Rule("sync_conf", "sync_c", ">=", d.sync_min_conf, "sync confidence {value:.1f}, {limit:.1f} needed"),
+        Rule(
+            "sync_conf",
+            "sync_c",
+            ">=",
+            d.sync_min_conf,
+            "sync confidence {value:.1f}, {limit:.1f} needed",
+            sync=True,
+        ),
         Rule(
             "sync_fit",
             "sync_fit_conf",
             ">=",
             d.sync_min_fit_conf,
             "confidence of the fitted sync {value:.2f} (1 is its own threshold), {limit:.2f} needed",
+            sync=True,
         ),
         Rule(
             "sync_offset",
@@ -135,6 +144,7 @@ def rules(cfg: CurationConfig) -> list[Rule]:
             "abs<=",
             d.sync_max_offset,
             "sound and lips are {value:+.0f} frames apart, {limit:.0f} can be corrected",
+            sync=True,
         ),
         Rule(
             "sync_residual",
@@ -142,6 +152,24 @@ def rules(cfg: CurationConfig) -> list[Rule]:
             "abs<=",
             d.sync_max_residual,
             "{value:+.0f} frames remain after correction, {limit:.0f} allowed",
+            sync=True,
+        ),
+        Rule(
+            "sync_unstable",
+            "sync_frames_left",
+            ">=",
+            float("inf"),
+            "only {value:.0f} frames are left after correction, too few to measure what remains of the offset",
+            sync=True,
+        ),
+        Rule(
+            "sync_unmeasured",
+            "sync_unmeasured",
+            "abs<=",
+            float("-inf"),
+            "what remains of an offset of {value:+.0f} frames was never measured; run `curate` again, only sync runs",
+            outcome="hold",
+            sync=True,
         ),
         Rule("sync_missing", "sync_any", ">=", float("-inf"), "", sync_null, "hold"),
     ]

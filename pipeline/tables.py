@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
+from curation.decide import DECIDED as decide_columns
 from curation.decide import decide_clips, decide_videos
 from curation.dedup import mark_duplicates
 from pipeline import store
 
 HEAVY = ("tracks", "captions")
 LIGHT = [name for name in CLIPS.names if name not in HEAVY]
-DECIDED = ("duplicate_of", "tier", "verdict", "reasons")
+DECIDED = ("duplicate_of", *decide_columns)
 
 Clips = Callable[[list[str]], Iterator[pa.Table]]
 """Gives the clips with these columns, piece by piece, always in the same pieces and the same order."""

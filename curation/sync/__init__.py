@@ -1,22 +1,26 @@
-"""Audio-visual sync: two backends behind one interface, and what to do about an offset. offset > 0: sound early."""
+"""Audio-visual sync: two backends behind one interface, measured here and decided in `curation/decide.py`."""
 
 from __future__ import annotations
 
 from curation.config import SyncConfig
 from curation.sync.base import CropNeed, SyncBackend, SyncScore
-from curation.sync.correct import Correction, correct
 from curation.sync.crops import Square, cut, cut_all, square
+from curation.sync.measure import Residual, measure_residual
+
+SYNC_VERSION = 2
+"""2: the residual is measured for every offset. A new number makes `curate` measure sync again, and nothing else."""
 
 __all__ = [
-    "Correction",
+    "SYNC_VERSION",
     "CropNeed",
+    "Residual",
     "Square",
     "SyncBackend",
     "SyncScore",
-    "correct",
     "cut",
     "cut_all",
     "load_backend",
+    "measure_residual",
     "square",
 ]
 

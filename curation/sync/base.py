@@ -57,11 +57,15 @@ class SyncScore:
 
 
 class SyncBackend(Protocol):
-    """Scores lips against sound. ``threshold`` is the least confidence that speaks for one and the same speech."""
+    """Scores lips against sound.
+
+    ``unit`` is what one unit of reported confidence is worth: 1 for SyncNet v2, the threshold on its card for a fitted
+    file, so that one limit (``decide.sync_min_fit_conf``) serves every file.
+    """
 
     name: str
     crop: CropNeed
-    threshold: float
+    unit: float
 
     def score(self, crops: np.ndarray, pcm: np.ndarray) -> SyncScore:
         """``crops`` uint8 [F, S, S, 3] RGB or [F, S, S] gray at 25 fps; ``pcm`` float32 [≈ F · 640] at 16 kHz."""

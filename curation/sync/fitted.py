@@ -106,7 +106,7 @@ class FittedSync:
         self._cfg = cfg
         self._device = device
         self.card = card
-        self.threshold = cfg.fitted_conf_min if cfg.fitted_conf_min is not None else float(card["threshold"])
+        self.unit = max(float(card["threshold"]), 1e-6)  # `fit` judges with a card whose threshold is still 0
 
     @classmethod
     def load(cls, cfg: SyncConfig, device: str = "cpu") -> FittedSync:

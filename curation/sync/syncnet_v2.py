@@ -65,12 +65,12 @@ class SyncNetV2:
 
     name = "syncnet_v2"
     crop = CropNeed("face", 224, gray=False)
+    unit = 1.0
 
     def __init__(self, net: torch.nn.Module, cfg: SyncConfig, device: str = "cpu") -> None:
         self._net = net.eval().requires_grad_(False).to(device)
         self._cfg = cfg
         self._device = device
-        self.threshold = cfg.conf_min
 
     @classmethod
     def load(cls, cfg: SyncConfig, device: str = "cpu") -> SyncNetV2:

@@ -62,6 +62,8 @@ def test_a_missing_sync_score_holds_and_says_how_to_go_on() -> None:
         ({"duplicate_of": "other"}, "duplicate"),
         ({"sync_c": 1.0}, "sync_conf"),
         ({"sync_c": 9.0, "av_offset_frames": -12}, "sync_offset"),
+        ({"sync_c": 9.0, "av_offset_frames": 3, "residual_offset": -2, "residual_frames": 110}, "sync_residual"),
+        ({"sync_c": 9.0, "av_offset_frames": 3, "residual_frames": 20}, "sync_unstable"),
     ],
 )
 def test_each_fault_is_rejected_for_its_own_reason_alone(change: dict, code: str) -> None:
@@ -70,6 +72,28 @@ def test_each_fault_is_rejected_for_its_own_reason_alone(change: dict, code: str
     assert [r.split(":")[0] for r in reasons] == [code]
     failed = [r.code for r in explain(GOOD | change, config("sync.required=false")) if not r.passed]
     assert failed == [code]
+
+
+def test_a_correction_follows_the_thresholds_and_not_those_of_the_day_it_was_measured() -> None:
+    row = GOOD | {"sync_c": 2.5, "av_offset_frames": 5, "residual_offset": 0, "residual_frames": 108}
+    looser = config("decide.sync_min_conf=2")
+    assert verdict(row)[0] == "reject"
+    (decided,) = decide_clips(catalog.table([row], catalog.CLIPS), looser).to_pylist()
+    assert (decided["verdict"], decided["offset_samples"]) == ("keep", 5 * 640)
+    (back,) = decide_clips(catalog.table([decided], catalog.CLIPS), config()).to_pylist()
+    assert (back["verdict"], back["offset_samples"]) == ("reject", 0)
+    assert decide_clips(catalog.table([GOOD], catalog.CLIPS), looser)["offset_samples"].null_count == 1
+
+
+def test_a_remainder_that_an_earlier_version_never_measured_holds_the_clip_and_says_how_to_go_on() -> None:
+    old = GOOD | {"sync_c": 2.5, "av_offset_frames": 5, "offset_samples": 0}
+    got, (reason,) = verdict(old, "decide.sync_min_conf=2")
+    assert got == "hold" and reason.startswith("sync_unmeasured") and "run `curate` again" in reason
+    assert verdict(old)[0] == "reject", "no correction depends on it"
+    aligned = old | {"av_offset_frames": 0}
+    assert verdict(aligned, "decide.sync_min_conf=2") == ("keep", [])
+    corrected = old | {"residual_offset": 1}
+    assert verdict(corrected, "decide.sync_min_conf=2") == ("keep", [])
 
 
 def test_text_can_be_cropped_away_when_the_configuration_says_so() -> None:

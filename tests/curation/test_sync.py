@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.io import wavfile
 
 from configs.errors import EchoForgeError, MissingWeights
@@ -22,19 +24,26 @@ from curation.analyse import analyse_video
 from curation.catalog import CLIPS, table
 from curation.clipread import read_clip
 from curation.clipwrite import write_video
+from curation.decide import decide_clips
 from curation.puppets import make, sample
 from curation.sync import load_backend
-from curation.sync.base import CropNeed, SyncBackend, SyncScore, distance_matrix, summarise
-from curation.sync.correct import common, correct, delayed, offset_samples
+from curation.sync.base import CropNeed, SyncScore, distance_matrix, summarise
 from curation.sync.crops import cut, square
 from curation.sync.fit import SyncClip, auc, fit_from_clips
 from curation.sync.fitted import FittedSync
 from curation.sync.gather import catalog_clips, catalog_rows, puppet_clip
+from curation.sync.measure import Residual, common, delayed, measure_residual, offset_samples
 from curation.sync.syncnet_v2 import SyncNetV2, network
 from pipeline.catalog import Explanation
 
 TINY = load("tiny", []).curation
 SYNC = TINY.sync
+IN_ORDER = {
+    "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "width": 512,
+    "height": 512, "fps": 25.0, "face_frac": 1.0, "face_px": 200.0, "n_faces": 1, "text_boxes": [], "text_area": 0.0,
+    "sharpness": 0.5, "exposure": 0.5, "motion": 4.0, "shake": 0.0, "freeze_frac": 0.0, "blockiness": 1.0,
+    "lufs": -20.0, "speech_frac": 0.9, "clip_frac": 0.0,
+}  # fmt: skip
 
 
 def _package_instance() -> ModuleType:
@@ -120,33 +129,73 @@ def test_delaying_mends_early_sound_and_trimming_leaves_no_padding() -> None:
         assert heard.min() > 0
 
 
-class _Told:
-    """A backend that answers with what the sound says: its first value is the offset, its second the confidence."""
+class _Ids:
+    """Reads the offset from numbers: crop and sound hold the number of the frame that they belong to.
 
-    name, crop, threshold = "told", CropNeed("mouth", 32, gray=True), 1.0
+    ``stubborn`` is what it measures whatever is done to the sound.
+    """
+
+    name, crop, unit = "ids", CropNeed("mouth", 32, gray=True), 1.0
+
+    def __init__(self, conf: float = 5.0, stubborn: int | None = None) -> None:
+        self.conf, self.stubborn = conf, stubborn
 
     def score(self, crops: np.ndarray, pcm: np.ndarray) -> SyncScore:
-        frames = int(pcm[0]) - int(crops[0, 0, 0])
-        return SyncScore(frames, float(pcm[1]), 0.5, np.zeros((1, 31), np.float32))
+        heard, seen = pcm[::640][: len(crops)], crops[:, 0, 0].astype(int)
+        early = int(np.median((heard - seen)[heard > 0])) if self.stubborn is None else self.stubborn
+        return SyncScore(early, self.conf, 0.5, np.zeros((1, 31), np.float32))
 
     def score_many(self, clips: object) -> list[SyncScore]:
         raise AssertionError
 
 
-@pytest.mark.parametrize(("offset", "conf", "state"), [(0, 2, "in_sync"), (7, 2, "too_far"), (0, 0.5, "foreign")])
-def test_states_of_a_correction(offset: int, conf: float, state: str) -> None:
-    backend: SyncBackend = _Told()
-    pcm = np.full(60 * 640, conf, np.float32)
-    pcm[0] = offset
-    result = correct(backend, np.zeros((60, 32, 32), np.uint8), pcm, SYNC)
-    assert (result.state, result.offset_samples) == (state, 0)
-    assert result.good == (state == "in_sync")
+def _shifted(frames: int, early: int) -> tuple[np.ndarray, np.ndarray]:
+    """Crops and sound of a clip whose sound is early by so many frames."""
+    crops = np.broadcast_to(np.arange(100, 100 + frames, dtype=np.uint8)[:, None, None], (frames, 32, 32))
+    return crops, np.repeat(np.arange(100 + early, 100 + early + frames), 640).astype(np.float32)
 
 
-def test_an_offset_that_stays_after_the_correction_is_rejected() -> None:
-    pcm = np.full(60 * 640, 4.0, np.float32)  # says 4 frames whatever is done to it
-    result = correct(_Told(), np.zeros((60, 32, 32), np.uint8), pcm, SYNC)
-    assert (result.state, result.residual) == ("unstable", 4)
+@pytest.mark.parametrize("early", [-14, -6, -1, 0, 3, 9])
+def test_the_remainder_of_every_offset_is_measured_whatever_the_thresholds(early: int) -> None:
+    crops, pcm = _shifted(60, early)
+    assert measure_residual(_Ids(), crops, pcm, early, 25) == Residual(0, 60 - abs(early))
+    stubborn = measure_residual(_Ids(stubborn=early), crops, pcm, early, 25)
+    assert stubborn.offset_frames == early
+    assert measure_residual(_Ids(), *_shifted(30, 9), 9, 25) == Residual(None, 21)
+
+
+@given(
+    early=st.integers(-15, 15),
+    frames=st.integers(25, 120),
+    conf=st.floats(0, 12),
+    stubborn=st.none() | st.integers(-3, 3),
+    limits=st.tuples(st.floats(0, 12), st.integers(0, 15), st.integers(0, 3)),
+)
+def test_whatever_the_thresholds_a_kept_clip_is_in_sync_when_it_is_measured_again(
+    early: int, frames: int, conf: float, stubborn: int | None, limits: tuple[float, int, int]
+) -> None:
+    backend, (crops, pcm) = _Ids(conf, stubborn), _shifted(frames, early)
+    offset = backend.score(crops, pcm).offset_frames
+    residual = measure_residual(backend, crops, pcm, offset, SYNC.min_frames)
+    row = IN_ORDER | {
+        "sync_c": conf,
+        "av_offset_frames": offset,
+        "residual_offset": residual.offset_frames,
+        "residual_frames": residual.frames,
+    }
+    keys = ("sync_min_conf", "sync_max_offset", "sync_max_residual")
+    cfg = load("tiny", [f"decide.{key}={value}" for key, value in zip(keys, limits, strict=True)]).curation
+    (decided,) = decide_clips(table([row], CLIPS), cfg).to_pylist()
+    if decided["verdict"] == "keep":
+        heard = delayed(pcm, decided["offset_samples"])
+        again = backend.score(crops, heard).offset_frames
+        assert abs(again) <= cfg.decide.sync_max_residual
+        if stubborn is None:
+            assert decided["offset_samples"] == early * 640 and abs(early) <= cfg.decide.sync_max_offset
+        assert conf >= cfg.decide.sync_min_conf
+    else:
+        assert decided["verdict"] == "reject" and decided["offset_samples"] == 0
+        assert all(reason.startswith("sync_") for reason in decided["reasons"])
 
 
 def test_crops_are_where_the_box_is() -> None:
@@ -240,8 +289,8 @@ def test_a_fit_on_sixty_puppets_tells_shifts_apart(fitted: Path) -> None:
             score = backend.score(crops, pcm)
             (shifted if late else good).append(score.conf_at_zero)
             near.append(abs(score.offset_frames + late) <= 1)
-            state = correct(backend, crops, pcm, SYNC).state
-            assert state == ("in_sync" if late == 0 else "too_far" if abs(late) > 6 else "corrected")
+            residual = measure_residual(backend, crops, pcm, score.offset_frames, SYNC.min_frames)
+            assert abs(residual.offset_frames or 0) <= 1
     assert auc(np.array(good), np.array(shifted)) >= 0.99
     assert np.mean(near) >= 0.95
 
