@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from configs.errors import EchoForgeError
+
 SCHEMA_VERSION = 1
 
 INDEX_FILE = "index.parquet"
@@ -55,6 +57,7 @@ INDEX = pa.schema(
         ("text_lens", pa.list_(pa.int32())),
         ("tier", pa.string()),
         ("verdict", pa.string()),
+        ("reason", pa.string()),  # SUPERSEDED, or null: the reasons of other verdicts are in the catalog
         ("sync_c", pa.float32()),
         ("sync_d", pa.float32()),
         ("sync_fit_conf", pa.float32()),
@@ -69,6 +72,28 @@ INDEX = pa.schema(
     ]
 )
 """One row per sample. Scores ride along so that a keep-list is a query, not a re-encoding."""
+
+SUPERSEDED = "superseded"
+"""Reason of a sample whose clip has another correction of the sound, another crop or another span today."""
+_LATER = ("reason",)
+"""Columns that indexes of earlier versions lack; null there."""
+
+
+def as_index(table: pa.Table, dataset: str) -> pa.Table:
+    """``table`` with exactly the columns of :data:`INDEX`.
+
+    Raises:
+        EchoForgeError: a column is missing that every version has.
+    """
+    missing = [name for name in INDEX.names if name not in table.column_names]
+    if unknown := [name for name in missing if name not in _LATER]:
+        raise EchoForgeError(
+            f"the index of '{dataset}' lacks the columns {', '.join(unknown)}: it is of another version."
+        )
+    for name in missing:
+        table = table.append_column(INDEX.field(name), pa.nulls(table.num_rows, INDEX.field(name).type))
+    return table.select(INDEX.names).cast(INDEX)
+
 
 _FLAG = pa.struct([("issue", pa.string()), ("severity", pa.float32()), ("reason", pa.string())])
 _PAIR = pa.struct([("name", pa.string()), ("value", pa.float32())])

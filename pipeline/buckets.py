@@ -76,6 +76,15 @@ def active_track(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return (chosen or tracks or [None])[0]
 
 
+def usable_region(row: Mapping[str, Any]) -> Rect:
+    """The picture of a clip without its bars and without the text that a crop removes, in displayed pixels."""
+    region = Rect(0, 0, row["width"], row["height"])
+    for name in ("letterbox", "crop"):
+        if row[name] is not None:
+            region = region.intersect(Rect(**{k: row[name][k] for k in "xywh"}))
+    return region
+
+
 def choose(row: Mapping[str, Any], cfg: BucketsConfig) -> tuple[tuple[int, int], Rect] | None:
     """Bucket size (width, height) and crop of a clip of the catalog, or None when it is too small.
 
@@ -83,10 +92,7 @@ def choose(row: Mapping[str, Any], cfg: BucketsConfig) -> tuple[tuple[int, int],
     as large as fits, and is centred on the face. Of the aspects the one that keeps most of the picture wins; of the
     areas the largest that needs no more enlargement than ``max_upscale``.
     """
-    region = Rect(0, 0, row["width"], row["height"])
-    for name in ("letterbox", "crop"):
-        if row[name] is not None:
-            region = region.intersect(Rect(**{k: row[name][k] for k in "xywh"}))
+    region = usable_region(row)
     if min(region.w, region.h) < cfg.step:
         return None
     fits = [(size, *_largest(region, size)) for size in sizes(cfg)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,16 +23,18 @@ from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, P
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, FPS, VIDEOS
 from model.config import ModelConfig
-from pipeline import card, engine, shard_plan, store, texts
+from pipeline import card, engine, shard_plan, store, superseded, texts
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
 from pipeline.ledger import Ledger, Result, Unit, code_version, unit_id
-from pipeline.shards_stats import stats_of
+from pipeline.shards_stats import read_index, stats_of
 from pipeline.tar_writer import write_tar
 
 FAILED = pa.schema([("sample_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())])
-TABLES = {"samples": INDEX, "failed": FAILED, "texts": texts.TEXTS}
+ENCODED = pa.schema([field for field in INDEX if field.name != "reason"])
+"""What the ledger holds of a sample; the reason is found when the index is written."""
+TABLES = {"samples": ENCODED, "failed": FAILED, "texts": texts.TEXTS}
 BUDGET_PER_SAMPLE_S = 120.0
 """A sample takes seconds; a unit that needs this long for each of its samples hangs."""
 
@@ -122,6 +125,7 @@ def shard(
     out = out.rstrip("/")
     cfg = config.pipeline
     clips = read_clips(catalog_dir)
+    videos = read_videos(catalog_dir)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
     if not kept.num_rows:
         raise EchoForgeError(
@@ -129,7 +133,8 @@ def shard(
         )
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
-    plans = extend_plans(out, kept.slice(0, limit), cfg, parameters, encoders)
+    planned = kept.slice(0, limit)
+    plans = extend_plans(out, planned, cfg, parameters, encoders)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
     units = texts.text_units(plans, encoders.text.digest)
     units += [unit for generation, plan in plans.items() for unit in _units(generation, plan)]
@@ -143,12 +148,17 @@ def shard(
         inline=inline, ray_address=ray_address, watcher=watcher,
     )  # fmt: skip
     rows, left = merged(ledger, {unit.id for unit in units}, plans, encoders.text.digest)
-    table = join_fields(out, refresh(rows, clips))
+    held = videos if limit is None else planned
+    compared = superseded.compare(
+        plans.values(), planned, clips, set(held["video_id"].drop_null().to_pylist()), cfg.buckets
+    )
+    table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
+    table = join_fields(out, table)
     failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
     causes = [f"{row['source_uri']}: {row['cause']}" for row in failed]
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
-    curated = card.curation(clips, read_videos(catalog_dir), set(table["video_id"].to_pylist()))
+    curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))
     facts = {"encoders": encoders.digests, "parameters": parameters, "plans": list(plans), "curation": curated}
     return publish(out, table, config, facts, causes, encoded_now=outcome.done)
 
@@ -304,6 +314,29 @@ def join_fields(out: str, index: pa.Table) -> pa.Table:
     return index_table(rows)
 
 
+def carried_over(index: pa.Table, out: str) -> pa.Table:
+    """Verdict, reason, tier and scores as the index at ``out`` has them, where there is one.
+
+    The ledger knows them only as they were when a sample was encoded; what later runs, perhaps with other catalogs,
+    found out about it is in the index.
+    """
+    if not store.exists(store.join(out, INDEX_FILE)):
+        return index
+    names = ["reason", *(name for name in shard_plan.CARRIED if name != "speaker")]
+    before = {row["sample_id"]: row for row in read_index(out).select(["sample_id", *names]).to_pylist()}
+    return _replaced(index, "sample_id", before, names)
+
+
+def _replaced(index: pa.Table, key: str, by: Mapping[str, Mapping[str, Any]], names: list[str]) -> pa.Table:
+    """``index`` with the columns ``names`` taken from ``by``, where it has the row's ``key``."""
+    keys = index[key].to_pylist()
+    for name in names:
+        old, field = index[name].to_pylist(), INDEX.field(name)
+        values = [by[k][name] if k in by else v for k, v in zip(keys, old, strict=True)]
+        index = index.set_column(index.schema.get_field_index(name), field, pa.array(values, field.type))
+    return index
+
+
 def refresh(index: pa.Table, clips: pa.Table) -> pa.Table:
     """Verdict, tier and scores as the catalog has them now; samples whose clip is gone keep theirs."""
     names = [name for name in shard_plan.CARRIED if name != "speaker"]
@@ -311,13 +344,7 @@ def refresh(index: pa.Table, clips: pa.Table) -> pa.Table:
     for row in clips.select(["clip_id", *names]).to_pylist():
         if row["verdict"] == "keep" or row["clip_id"] not in now:  # a file under two names: one of its rows is kept
             now[row["clip_id"]] = row
-    for name in names:
-        old = index[name].to_pylist()
-        values = [now[c][name] if c in now else v for c, v in zip(index["clip_id"].to_pylist(), old, strict=True)]
-        index = index.set_column(
-            index.schema.get_field_index(name), INDEX.field(name), pa.array(values, INDEX.field(name).type)
-        )
-    return index
+    return _replaced(index, "clip_id", now, names)
 
 
 def publish(

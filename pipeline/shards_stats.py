@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs.dataset_schema import INDEX, INDEX_FILE
+from configs.dataset_schema import INDEX, INDEX_FILE, as_index
 from configs.errors import EchoForgeError
 from curation.catalog import FPS
 from pipeline import store
@@ -26,11 +26,7 @@ def read_index(dataset: str) -> pa.Table:
         raise EchoForgeError(f"'{dataset}' holds no {INDEX_FILE}: it is not a dataset, or `shard` has not ended.")
     with store.parquet(url) as file:
         table = file.read()
-    if missing := [name for name in INDEX.names if name not in table.column_names]:
-        raise EchoForgeError(
-            f"the index of '{dataset}' lacks the columns {', '.join(missing)}: it is of another version."
-        )
-    return table.select(INDEX.names).cast(INDEX)
+    return as_index(table, dataset)
 
 
 def stats(dataset: str) -> dict[str, Any]:

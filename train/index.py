@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from configs.dataset_schema import INDEX, INDEX_FILE, SPLITS
+from configs.dataset_schema import INDEX, INDEX_FILE, SPLITS, SUPERSEDED, as_index
 from configs.errors import EchoForgeError
 from train.config import KeepConfig
 
@@ -164,10 +164,13 @@ def open_index(dataset: str | Path, *, split: str, keep: KeepConfig) -> SampleIn
 def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:
     """Boolean column: which rows satisfy verdicts, tiers and score bounds. An unmeasured score fails its bound.
 
+    A superseded sample never passes, whatever verdicts are asked for: its clip is in the dataset in a newer version.
+
     Raises:
         EchoForgeError: a bound names a column that the index lacks.
     """
     mask = pc.is_in(table.column("verdict"), pa.array(keep.verdicts, pa.string()))
+    mask = pc.and_(mask, pc.invert(pc.fill_null(pc.equal(table.column("reason"), SUPERSEDED), False)))
     if keep.tiers:
         mask = pc.and_(mask, pc.is_in(table.column("tier"), pa.array(keep.tiers, pa.string())))
     for bounds, compare in ((keep.at_least, pc.greater_equal), (keep.at_most, pc.less_equal)):
@@ -196,9 +199,7 @@ def _read_index(root: str) -> pa.Table:
         ) from error
     except (pa.ArrowInvalid, OSError) as error:
         raise EchoForgeError(f"the index of '{root}' cannot be read ({error}); run `shard` again.") from error
-    if missing := [name for name in INDEX.names if name not in table.column_names]:
-        raise EchoForgeError(f"the index of '{root}' lacks the columns {', '.join(missing)}: it is of another version.")
-    return table.select(INDEX.names).cast(INDEX)
+    return as_index(table, root)
 
 
 def _record(row: dict[str, Any]) -> SampleRecord:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +32,10 @@ from model import conditions, masks
 from pipeline import store
 from pipeline.encode import load_encoders
 from pipeline.shard import shard
-from pipeline.shards_stats import described, stats
+from pipeline.shards_stats import described, read_index, stats
 from pipeline.shards_verify import verify
 from train.config import KeepConfig
+from train.index import open_index
 from train.loader import Loader
 from train.streaming import stream
 
@@ -218,6 +220,76 @@ def test_a_new_verdict_changes_the_index_and_no_tar(world: Path, tmp_path: Path)
     table = pq.read_table(out / INDEX_FILE)
     verdicts = dict(zip(table["clip_id"].to_pylist(), table["verdict"].to_pylist(), strict=True))
     assert verdicts[rows[0]["clip_id"]] == "reject" and digests(out) == before
+
+
+def rewrite_clips(where: Path, change: Callable[[int, dict], dict]) -> None:  # type: ignore[type-arg]
+    """Every row of a catalog's clips table, changed."""
+    part = where / "clips" / "part-0.parquet"
+    rows = pq.read_table(part).to_pylist()
+    pq.write_table(catalog.table([change(k, row) for k, row in enumerate(rows)], catalog.CLIPS), part)
+
+
+def marks(dataset: Path) -> dict[str, tuple[str, str | None]]:
+    """Sample id → verdict and reason."""
+    table = pq.read_table(dataset / INDEX_FILE)
+    values = zip(table["verdict"].to_pylist(), table["reason"].to_pylist(), strict=True)
+    return dict(zip(table["sample_id"].to_pylist(), values, strict=True))
+
+
+def test_a_sample_made_otherwise_today_is_superseded_and_training_sees_one_version_of_a_clip(
+    world: Path, tmp_path: Path
+) -> None:
+    out, keep, old = tmp_path / "d", ("keep", None), ("reject", "superseded")
+    mine, other = make_catalog(world, 4, "mine"), make_catalog(world, 8, "other", skip=(0, 1, 2, 3))
+    shard(str(mine), str(out), CONFIG, inline=True)
+    shard(str(other), str(out), CONFIG, inline=True)
+    before = marks(out)
+    tars = digests(out)
+    assert set(before.values()) == {keep}
+    saved = (mine / "clips" / "part-0.parquet").read_bytes()
+
+    def changed(number: int, row: dict) -> dict:  # type: ignore[type-arg]
+        later = {"start_frame": 3, "clip_id": catalog.clip_id(row["video_id"], 3, row["end_frame"])}
+        cut = {"crop": {"x": 4, "y": 4, "w": 88, "h": 88}}
+        return row | [{"offset_samples": 1280}, cut, later, {}][number]
+
+    rewrite_clips(mine, changed)
+    ids = pq.read_table(mine / "clips" / "part-0.parquet")["clip_id"].to_pylist()
+    shard(
+        str(mine), str(out), CONFIG, inline=True, limit=1
+    )  # plans the clip with the least id, and answers for it alone
+    assert sum(mark == old for mark in marks(out).values()) == (ids.index(min(ids)) != 3)
+    shard(str(mine), str(out), CONFIG, inline=True)
+    after = marks(out)
+    superseded = {sample for sample in before if after[sample] == old}
+    assert len(superseded) == 3 and {after[s] for s in set(after) - superseded} == {keep}
+    assert len(after) == len(before) + 3 and tars.items() < digests(out).items()
+    for split in ("train", "val", "test", "negatives"):
+        with contextlib.suppress(EchoForgeError):  # an empty split
+            seen = open_index(out, split=split, keep=KeepConfig(("keep", "reject"), (), {}, {}, ())).table
+            assert not superseded & set(seen["sample_id"].to_pylist())
+            assert len(set(seen["video_id"].to_pylist())) == seen.num_rows
+    shard(str(other), str(out), CONFIG, inline=True)
+    assert marks(out) == after, "another catalog knows nothing of these videos"
+    shard(str(mine), str(out), schema.load("tiny", ["shards.target_mb=1", "buckets.lengths=[17]"]), inline=True)
+    shorter = marks(out)
+    assert len(shorter) > len(after) and {s: shorter[s] for s in after} == after, "other lengths are other buckets"
+    (mine / "clips" / "part-0.parquet").write_bytes(saved)
+    shard(str(mine), str(out), CONFIG, inline=True)
+    back = marks(out)
+    assert {back[sample] for sample in before} == {keep}
+    assert {back[sample] for sample in set(after) - set(before)} == {old}
+
+
+def test_an_index_of_an_earlier_version_is_read_and_one_without_scores_is_not(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "dataset", tmp_path / "d")
+    index = pq.read_table(tmp_path / "d" / INDEX_FILE)
+    pq.write_table(index.drop_columns("reason"), tmp_path / "d" / INDEX_FILE)
+    assert read_index(str(tmp_path / "d"))["reason"].null_count == index.num_rows
+    assert len(open_index(tmp_path / "d", split="train", keep=CONFIG.train.loader.keep))
+    pq.write_table(index.drop_columns("verdict"), tmp_path / "d" / INDEX_FILE)
+    with pytest.raises(EchoForgeError, match="lacks the columns verdict"):
+        read_index(str(tmp_path / "d"))
 
 
 def test_a_file_under_two_names_stays_kept(world: Path, tmp_path: Path) -> None:
