@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,6 +26,7 @@ from curation.analyse import analyse_video
 from curation.catalog import CLIPS, table
 from curation.clipread import read_clip
 from curation.clipwrite import write_video
+from curation.config import CurationConfig
 from curation.decide import decide_clips
 from curation.puppets import make, sample
 from curation.sync import load_backend
@@ -293,6 +296,95 @@ def test_a_fit_on_sixty_puppets_tells_shifts_apart(fitted: Path) -> None:
             assert abs(residual.offset_frames or 0) <= 1
     assert auc(np.array(good), np.array(shifted)) >= 0.99
     assert np.mean(near) >= 0.95
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> FittedSync:
+    """A backend fitted on other puppets with another seed: it shares no weight and no picture with ``fitted``."""
+    out = tmp_path_factory.mktemp("second") / "fitted.safetensors"
+    clips = [puppet_clip(str(i), sample(77, i, TINY.puppets, frames=75)) for i in range(60)]
+    fit_from_clips(clips, out, SYNC, domain="other puppets", seed=5)
+    return FittedSync.load(dataclasses.replace(SYNC, fitted=str(out)))
+
+
+LIMITS = {
+    "as configured": [],
+    "wide": ["decide.sync_min_fit_conf=0.4", "decide.sync_max_offset=14", "decide.sync_max_residual=2"],
+    "strict": ["decide.sync_max_offset=3", "decide.sync_max_residual=0"],
+}
+
+
+def residuals_of_kept(
+    files: dict[str, int], fitted: Path, judge: FittedSync, limits: list[str]
+) -> tuple[CurationConfig, list[tuple[int, int]]]:
+    """(frames that the corrected sound is off by the truth, and by ``judge``) of every kept clip.
+
+    Args:
+        files: path → frames that its sound is late.
+    """
+    settings = ["sync.backend=fitted", f"sync.fitted={fitted}", "dedup.enabled=false", *limits]
+    cfg = load("tiny", settings).curation
+    loaded, found = backends.load(cfg), []
+    for file, late in files.items():
+        rows = table(analyse_video(file, cfg, backends=loaded)[1], CLIPS)
+        for row in decide_clips(rows, cfg).to_pylist():
+            if row["verdict"] == "keep":
+                (clip,) = catalog_clips([row])
+                again = judge.score(clip.crops, clip.pcm).offset_frames
+                found.append((late + row["offset_samples"] // 640, again))
+    return cfg, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
+def test_kept_puppets_with_shifted_sound_are_in_sync_when_another_network_measures_them(
+    tmp_path: Path, fitted: Path, second: FittedSync, limits: list[str]
+) -> None:
+    files = {}
+    for number, late in enumerate((0, 0, -1, 1, 2, -3, 4, -5, 6, -8, 10, -12)):
+        puppet = sample(31, number, TINY.puppets, frames=75)
+        write_video(tmp_path / f"{number}.mp4", puppet.frames, delayed(puppet.pcm, late * 640))
+        files[str(tmp_path / f"{number}.mp4")] = late
+    cfg, found = residuals_of_kept(files, fitted, second, limits)
+    assert len(found) >= sum(abs(late) <= cfg.decide.sync_max_offset for late in files.values()) - 3
+    for by_truth, by_other in found:
+        assert abs(by_truth) <= cfg.decide.sync_max_residual
+        assert abs(by_other) <= cfg.decide.sync_max_residual
+
+
+REAL = ("th_retalking_face2.mp4", "th_retalking_face5.mp4", "th_grid_pwij3p.mpg", "th_grid_lbbc2a.mpg")
+
+
+@pytest.mark.slow
+def test_kept_real_clips_with_shifted_sound_are_in_sync_when_another_network_measures_them(
+    shared_media: Path, tmp_path: Path
+) -> None:
+    """SyncNet's weights cannot be had, so two networks are fitted on the unshifted clips: they know these faces."""
+    cfg = load("tiny", ["captions.kind=none"]).curation
+    loaded = backends.load(cfg)
+    rows = [r for name in REAL for r in analyse_video(str(shared_media / "clips" / name), cfg, backends=loaded)[1]]
+    clips = [  # under three names each: two at most are held out, so every face is learned
+        dataclasses.replace(clip, source=f"{clip.source}-{name}")
+        for clip in catalog_clips(table(rows, CLIPS).to_pylist())
+        for name in range(3)
+    ]
+    few = dataclasses.replace(SYNC, fit=dataclasses.replace(SYNC.fit, steps=250, batch=8, holdout=0.0))
+    for seed in (0, 1):
+        fit_from_clips(clips, tmp_path / f"{seed}.safetensors", few, domain="four real clips", seed=seed)
+    manifest = json.loads((shared_media / "manifest.json").read_text())["files"]
+    files = {
+        str(shared_media / entry["file"]): round(entry["audio_shift_ms"] / 40)
+        for entry in manifest
+        if re.match(r"faults/shift_(face2|face5|grid_pwij3p|grid_lbbc2a)_", entry["file"])
+    }
+    judge = FittedSync.load(dataclasses.replace(SYNC, fitted=str(tmp_path / "1.safetensors")))
+    for limits in ([], ["decide.sync_max_offset=10"]):
+        limits = ["decide.sync_min_fit_conf=4", *limits]
+        decided, found = residuals_of_kept(files, tmp_path / "0.safetensors", judge, limits)
+        assert len(found) >= 7
+        for by_truth, by_other in found:
+            assert abs(by_truth) <= decided.decide.sync_max_residual
+            assert abs(by_other) <= decided.decide.sync_max_residual
 
 
 @pytest.mark.slow
