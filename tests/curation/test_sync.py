@@ -335,6 +335,7 @@ def residuals_of_kept(
     return cfg, found
 
 
+@pytest.mark.timeout(900)  # two networks are fitted
 @pytest.mark.slow
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS)
 def test_kept_puppets_with_shifted_sound_are_in_sync_when_another_network_measures_them(
@@ -355,6 +356,7 @@ def test_kept_puppets_with_shifted_sound_are_in_sync_when_another_network_measur
 REAL = ("th_retalking_face2.mp4", "th_retalking_face5.mp4", "th_grid_pwij3p.mpg", "th_grid_lbbc2a.mpg")
 
 
+@pytest.mark.timeout(900)  # two networks are fitted
 @pytest.mark.slow
 def test_kept_real_clips_with_shifted_sound_are_in_sync_when_another_network_measures_them(
     shared_media: Path, tmp_path: Path
