@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,41 @@ def sigma_bins(sigma: Tensor, bins: int) -> list[str]:
     return [f"t{i / bins:.2g}-{(i + 1) / bins:.2g}" for i in index]
 
 
+class Pace:
+    """Seconds per step, as a running mean over the last ``window`` steps, and the time that is left.
+
+    The first step is left out: it compiles and warms up, and is no measure of the others.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._steps: deque[float] = deque(maxlen=window)
+        self._first = True
+
+    def add(self, seconds: float) -> None:
+        """A step took so long, with the held-out loss and the checkpoint before it."""
+        if not self._first:
+            self._steps.append(seconds)
+        self._first = False
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The mean; None until the second step."""
+        return sum(self._steps) / len(self._steps) if self._steps else None
+
+    def left(self, steps: int) -> float | None:
+        """Seconds that ``steps`` more will take; None until the second step."""
+        return None if self.step_seconds is None else steps * self.step_seconds
+
+
 class Log:
     """Appends to ``RUN/metrics.jsonl`` (rank 0 only; others pass ``out=None``) and tells ``say`` what happens."""
 
     def __init__(self, out: Path | None, say: Callable[[str], None] | None = None) -> None:
         self.path = out / METRICS_FILE if out is not None else None
         self.say = say if say is not None and out is not None else (lambda _: None)
-        self._started: float | None = None
-        self._first = 0
 
     def rewind(self, step: int) -> None:
-        """Drop the lines of steps after ``step``: they will be done again. Also starts the clock of the rate."""
-        self._started, self._first = None, step
+        """Drop the lines of steps after ``step``: they will be done again."""
         if self.path is not None and self.path.exists():
             kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
             part = self.path.with_suffix(".part")
@@ -84,10 +107,13 @@ class Log:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3)} | clean) + "\n")
 
-    def progress(self, step: int, last: int, stage: str, loss: float, rate: float) -> None:
-        """Print the state of a stage: ``rate`` in steps per second."""
-        left = (last - step) / rate if rate > 0 else 0.0
-        self.say(f"{stage}  step {step}/{last}  loss {loss:.4f}  {rate:.2f} steps/s  {_clock(left)} left")
+    def progress(self, step: int, until: int, stage: str, loss: float, pace: Pace) -> None:
+        """Print the state of a stage that goes on to step ``until``, its end or that of ``--steps``."""
+        state = f"{stage}  step {step}/{until}  loss {loss:.4f}"
+        mean, left = pace.step_seconds, pace.left(until - step)
+        if mean and left is not None:
+            state += f"  {1 / mean:.2f} steps/s  {_clock(left)} left"
+        self.say(state)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

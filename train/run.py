@@ -33,13 +33,16 @@ from train.checkpoint import Progress, State
 from train.config import TrainConfig
 from train.ema import EMA
 from train.loader import Loader
-from train.log import Log, Tally
+from train.log import Log, Pace, Tally
 from train.loop import Loop, StepReport
 from train.method import Context, Method
 from train.objectives import ndpo
 from train.objectives.sft import SFT
 from train.stages import Stage
 from train.validation import Validation
+
+_PACE_STEPS = 50
+"""The mean behind the time that is left is over at least so many steps: enough that one slow batch hardly shows."""
 
 Status = Literal["finished", "needs_negatives", "paused"]
 
@@ -128,7 +131,7 @@ class _Run:
         self.validation = self._validation()
         self._stop = threading.Event()
         self._base_loss: float | None = None
-        self._reported: tuple[int, float] | None = None  # step and time of the last printed line
+        self._pace, self._ended = self._new_pace(), 0.0  # of the stage; when its last step ended
 
     def __enter__(self) -> _Run:
         if threading.current_thread() is threading.main_thread():
@@ -165,7 +168,8 @@ class _Run:
             return True
         self.loader.seek(self.loader.order.position_of(progress.step))
         until = stage.last if max_steps is None else min(stage.last, max_steps)
-        self._base_loss = self._reported = None
+        self._base_loss = None
+        self._pace, self._ended = self._new_pace(), 0.0
         with self._method(stage) as method:
             if stage.cfg.kind == "ndpo" and self.validation is not None:
                 self._base_loss = self.validation.losses()["loss"]
@@ -187,8 +191,10 @@ class _Run:
 
     def _report(self, until: int, stage: Stage, report: StepReport) -> None:
         """After a step: log, validate, commit; stop where asked."""
-        step = report.step + 1
-        if step % self.cfg.log.every == 0 or step == stage.last:
+        step, now = report.step + 1, time.perf_counter()
+        self._pace.add(now - self._ended if self._ended else report.seconds)
+        self._ended = now
+        if step % self.cfg.log.every == 0 or step in (stage.last, until):
             values = {name: parallel.mean(value) for name, value in self.tally.means().items()}
             timing = {
                 "lr": report.lr,
@@ -197,10 +203,7 @@ class _Run:
                 "waited": report.waited,
             }
             self.log.write("step", step, {"stage": stage.name, "taken": report.taken} | values | timing)
-            since, at = self._reported or (report.step, time.perf_counter() - report.seconds)
-            self._reported = step, time.perf_counter()
-            rate = (step - since) / max(time.perf_counter() - at, 1e-9)  # validation and checkpoints included
-            self.log.progress(step, stage.last, stage.name, values.get("loss", float("nan")), rate)
+            self.log.progress(step, until, stage.name, values.get("loss", float("nan")), self._pace)
         every = self.cfg.log.validate_every
         if every and step % every == 0 and step < stage.last:
             self._validate(stage.name, during=True)
@@ -287,6 +290,10 @@ class _Run:
             self.dataset, cfg.loader, seed=self.seed, tasks=tasks, task_of=task_of,
             rank=self.world.rank, world=self.world.size,
         )  # fmt: skip
+
+    def _new_pace(self) -> Pace:
+        """Its window holds a whole round of held-out losses and checkpoints, so that the time left does not jump."""
+        return Pace(max(_PACE_STEPS, self.cfg.log.validate_every, self.cfg.checkpoint.every))
 
     def _validation(self) -> Validation | None:
         if not self.cfg.log.validation_samples:
