@@ -6,10 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from curation.config import CurationConfig
-
-SYNC_REMEDY = (
-    "get the SyncNet weights (`weights list`), fit a backend on your own clips (`sync fit`), or set sync.required=false"
-)
+from curation.reasons import SYNC_REMEDY
 
 
 @dataclass(frozen=True)

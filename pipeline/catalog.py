@@ -18,7 +18,7 @@ from pipeline import store
 from pipeline.ledger import Ledger
 from pipeline.redecide import configuration, redecide
 from pipeline.reuse import latest
-from pipeline.summary import count
+from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, standing
 from pipeline.tables import read
 
 __all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "status"]
@@ -34,11 +34,12 @@ class Status:
     errors: list[tuple[str, str]]  # file, sentence
     quarantined: list[tuple[str, str]]  # file, cause
     progress: dict[str, Any] | None
+    standing: Standing | None = None  # None: there are no tables yet
 
     def __str__(self) -> str:
         count = ", ".join(f"{n} {v}" for v, n in sorted(self.videos.items()))
         lines = [f"{self.catalog}: {sum(self.videos.values())} videos" + (f" ({count})" if count else " in the tables")]
-        lines.append("clips: " + (", ".join(f"{n} {v}" for v, n in sorted(self.clips.items())) or "none"))
+        lines += [self.standing.counts(), *self.standing.why()] if self.standing else ["clips: none"]
         if self.progress:
             lines.append(f"last run: {self.progress['done']} of {self.progress['total']} videos done")
         for kind, found in (("error", self.errors), ("quarantined", self.quarantined)):
@@ -47,6 +48,8 @@ class Status:
                 lines.append(f"… and {len(found) - 50} more")
         if self.quarantined:
             lines.append("`curate … --retry-failed` tries the quarantined files again.")
+        if self.standing:
+            lines += self.standing.next_steps(files_shown=True)
         return "\n".join(lines)
 
     def __rich__(self) -> str:
@@ -108,16 +111,17 @@ def status(catalog_dir: str) -> Status:
     aside = {failure.key: failure.cause for failure in failures.values()}
     if progress and not store.listing(store.join(catalog_dir, "clips"), ".parquet"):
         return Status(catalog_dir, {}, {}, [], sorted(aside.items()), progress)
-    videos = read(catalog_dir, "videos", VIDEOS, ["source_uri", "verdict", "error_stage", "error"])
-    clips = read(catalog_dir, "clips", CLIPS, ["verdict"])
+    videos = read(catalog_dir, "videos", VIDEOS, ["source_uri", "verdict", "reasons", "error_stage", "error"])
+    clips = read(catalog_dir, "clips", CLIPS, STANDING_COLUMNS)
     broken = videos.filter(pc.equal(videos["verdict"], "error")).to_pylist()
     in_tables = {row["source_uri"]: row["error"] for row in broken if row["error_stage"] == "quarantine"}
     known = set(videos["source_uri"].to_pylist())
     aside = in_tables | {key: cause for key, cause in aside.items() if key not in known}
     errors = [(row["source_uri"], row["error"]) for row in broken if row["error_stage"] != "quarantine"]
     return Status(
-        catalog_dir, count(videos["verdict"]), count(clips["verdict"]), errors, sorted(aside.items()), progress
-    )
+        catalog_dir, count(videos["verdict"]), count(clips["verdict"]), errors, sorted(aside.items()), progress,
+        standing(catalog_dir, videos, clips, made_with(catalog_dir)),
+    )  # fmt: skip
 
 
 def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:

@@ -128,7 +128,7 @@ def curate(
     videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file)
     report = publish(out, videos, clips, config, facts)
     causes = [f"{store.redact(failure.key)}: {failure.cause}" for failure in aside]
-    return summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report)
+    return summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report, config.preset)
 
 
 def _say(line: str) -> None:

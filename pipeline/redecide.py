@@ -19,7 +19,7 @@ from configs.errors import ConfigError, EchoForgeError
 from curation.catalog import CLIPS, VERDICTS
 from curation.inputs import decides, inputs, operators_of
 from pipeline import store
-from pipeline.summary import count, publish, reason_counts
+from pipeline.summary import Standing, count, publish, reason_counts, standing
 from pipeline.tables import read, rewrite
 
 AS_CURATED = "as_curated"
@@ -36,6 +36,7 @@ class Redecision:
     clips: dict[str, int]  # by verdict, now
     moved: dict[tuple[str, str], int]  # (verdict before, now)
     reasons: dict[str, tuple[int, int]]  # rule → clips that it speaks against, before and now; only where it differs
+    standing: Standing
     report: str
 
     def __str__(self) -> str:
@@ -53,7 +54,7 @@ class Redecision:
             lines += ["", f"  {'clips against':<16}"]
             by_change = sorted(self.reasons.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[0]))
             lines += [_row(rule, *counts) for rule, counts in by_change]
-        return "\n".join([*lines, f"report: {self.report}"])
+        return "\n".join([*lines, f"report: {self.report}", *self.standing.next_steps()])
 
     def __rich__(self) -> str:
         return str(self).replace("[", r"\[")
@@ -179,6 +180,7 @@ def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
         count(clips["verdict"]),
         {(p["before"], p["now"]): p["count_all"] for p in pairs.to_pylist() if p["before"] != p["now"]},
         {rule: (reasons[rule], now[rule]) for rule in sorted({*reasons, *now}) if reasons[rule] != now[rule]},
+        standing(catalog_dir, videos, clips, config.preset),
         report,
     )
 

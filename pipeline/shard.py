@@ -29,6 +29,7 @@ from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
 from pipeline.ledger import Ledger, Result, Unit, code_version, unit_id
 from pipeline.shards_stats import read_index, stats_of
+from pipeline.summary import made_with, standing
 from pipeline.tar_writer import write_tar
 
 FAILED = pa.schema([("sample_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())])
@@ -128,9 +129,9 @@ def shard(
     videos = read_videos(catalog_dir)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
     if not kept.num_rows:
-        raise EchoForgeError(
-            f"catalog '{catalog_dir}' keeps no clip ({clips.num_rows} in all): `catalog status {catalog_dir}` says why."
-        )
+        state = standing(catalog_dir, videos, clips, made_with(catalog_dir))
+        what = f"catalog '{catalog_dir}' keeps no clip, so there is nothing to shard ({state.counts()})."
+        raise EchoForgeError("\n".join([what, *state.why(), *state.next_steps()]))
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
     planned = kept.slice(0, limit)

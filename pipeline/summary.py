@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -13,10 +14,116 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs import schema, strict
+from configs.program import command
 from curation.catalog import VERDICTS
+from curation.reasons import CATALOG, reason
 from curation.report import render
 from pipeline import store
 from pipeline.ledger import code_version
+
+_SHOWN = 8  # reasons of a kind, the most frequent first
+STANDING_COLUMNS = ["clip_id", "source_uri", "verdict", "reasons"]
+"""What :func:`standing` reads of the clips; of the videos all but the id."""
+
+Counts = list[tuple[str, int]]
+"""Codes of reasons and how often each occurs, the most frequent first."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How many clips of a catalog are kept, held and rejected, why, and which commands go on from there.
+
+    The last screen of `curate`, `catalog status` and `shard` on nothing kept all say it with this.
+    """
+
+    catalog: str
+    clips: dict[str, int]  # by verdict
+    held: Counts
+    rejected: Counts
+    without_clips: Counts  # files that gave none
+    nearest: str | None = None  # the id of the clip that is not kept for the fewest reasons
+    preset: str | None = None  # that the catalog was made with
+
+    def counts(self) -> str:
+        """One line."""
+        words = {"keep": "kept", "hold": "held", "reject": "rejected", "error": "not usable"}
+        shown = [v for v in words if self.clips.get(v) or v != "error"]
+        return f"{sum(self.clips.values())} clips: " + ", ".join(f"{self.clips.get(v, 0)} {words[v]}" for v in shown)
+
+    def why(self) -> list[str]:
+        """Lines: how many clips are held and rejected for which reason, and files that gave no clip."""
+        lines = []
+        for title, found in (
+            ("held, by reason:", self.held),
+            ("rejected, by reason (a clip can have several):", self.rejected),
+            ("files without a clip, by reason:", self.without_clips),
+        ):
+            if found:
+                lines += [title, *(f"  {n:>6}  {reason(code).words}" for code, n in found[:_SHOWN])]
+            if found[_SHOWN:]:
+                lines.append(f"          and {len(found) - _SHOWN} more reasons: the report has all of them")
+        return lines
+
+    def next_steps(self, *, files_shown: bool = False) -> list[str]:
+        """Lines: each way to go on and its command, ready to be pasted.
+
+        Args:
+            files_shown: the files that cannot be used are on the screen already.
+        """
+        ways = list(self._ways(files_shown))
+        if not ways:
+            return ["no file gave a clip: mend the files or give others, then run `curate` again"]
+        return ["to go on:" if len(ways) == 1 else "to go on, one of:", *(line for way in ways for line in way)]
+
+    def _ways(self, files_shown: bool) -> Iterator[list[str]]:
+        if kept := self.clips.get("keep", 0):
+            yield _way("make shards of what is kept", ("shard", self.catalog, "--out", "dataset", *self._preset()))
+        remedies = dict.fromkeys(remedy for code, _ in self.held for remedy in reason(code).remedies)
+        for remedy in remedies:
+            parts = tuple(self.catalog if part == CATALOG else part for part in remedy.command)
+            yield _way(remedy.what, parts, remedy.then)
+        if kept or remedies:
+            return
+        if self.nearest:
+            yield _way("see the scores of the clip that came nearest, beside their thresholds",
+                       ("catalog", "explain", self.catalog, self.nearest))  # fmt: skip
+            code, setting = next(((c, s) for c, _ in self.rejected if (s := reason(c).setting)), ("", ""))
+            if setting:
+                yield _way(f"change what rejects most ({reason(code).words}); decodes nothing",
+                           ("catalog", "redecide", self.catalog, "--set", setting))  # fmt: skip
+        elif self.without_clips and not files_shown:
+            yield _way("see which files gave no clip, and why", ("catalog", "status", self.catalog))
+
+    def _preset(self) -> tuple[str, ...]:
+        """The option that `shard` needs to use the preset of the catalog; its default needs none."""
+        named = self.preset in schema.PRESETS and self.preset != schema.PRESETS[0]
+        return ("--preset", str(self.preset)) if named else ()
+
+
+def _way(what: str, arguments: tuple[str, ...], then: tuple[str, ...] = ()) -> list[str]:
+    return [f"  {what}:", f"    {command(*arguments)}", *(f"    {line}" for line in then)]
+
+
+def standing(out: str, videos: pa.Table, clips: pa.Table, preset: str | None = None) -> Standing:
+    """Count verdicts and reasons of decided tables, the clips with :data:`STANDING_COLUMNS`."""
+    held, rejected = (clips.filter(pc.equal(clips["verdict"], verdict)) for verdict in ("hold", "reject"))
+    empty = videos.filter(pc.invert(pc.is_in(videos["source_uri"], value_set=clips["source_uri"])))
+    reasons_of_rejection = [(code, n) for code, n in reason_counts(rejected["reasons"]).most_common() if not reason(code).holds]
+    nearest = None
+    for table in (held, rejected):
+        if nearest is None and table.num_rows:
+            ranked = pa.table({"id": table["clip_id"], "n": pc.list_value_length(table["reasons"])})
+            nearest = ranked.sort_by([("n", "ascending"), ("id", "ascending")])["id"][0].as_py()
+    return Standing(
+        out, count(clips["verdict"]), reason_counts(held["reasons"]).most_common(), reasons_of_rejection, reason_counts(empty["reasons"]).most_common(),
+        nearest, preset,
+    )  # fmt: skip
+
+
+def made_with(catalog_dir: str) -> str | None:
+    """The name of the preset that a catalog was last decided with; None where ``run.json`` does not say."""
+    url = store.join(catalog_dir, "run.json")
+    return json.loads(store.read_bytes(url)).get("preset") if store.exists(url) else None
 
 
 @dataclass(frozen=True)
@@ -29,20 +136,24 @@ class CurateSummary:
     hours: dict[str, float]  # of clips, by verdict
     analysed_now: int
     seconds: float
+    standing: Standing
     set_aside: list[str] = field(default_factory=list)
-    top_reasons: list[tuple[str, int]] = field(default_factory=list)
     report: str | None = None
 
     def __str__(self) -> str:
+        return "\n".join([self.outcome(), *self.standing.next_steps()])
+
+    def outcome(self) -> str:
+        """What was done and found, without what to do next."""
         lines = [f"{self.catalog}: {sum(self.videos.values())} videos, {sum(self.clips.values())} clips "
                  f"({self.analysed_now} videos analysed now in {self.seconds:.0f} s)"]  # fmt: skip
         for verdict in VERDICTS:
-            if self.videos.get(verdict) or self.clips.get(verdict):
+            if verdict == "keep" or self.videos.get(verdict) or self.clips.get(verdict):
                 lines.append(
                     f"  {verdict:<7} {self.videos.get(verdict, 0):>6} videos {self.clips.get(verdict, 0):>6} clips "
                     f"{60 * self.hours.get(verdict, 0.0):8.1f} min"
                 )
-        lines += [f"  {count:>6} x {reason}" for reason, count in self.top_reasons]
+        lines += self.standing.why()
         lines += [f"  set aside: {cause}" for cause in self.set_aside[:20]]
         if self.report:
             lines.append(f"report: {self.report}")
@@ -70,17 +181,22 @@ def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dic
 
 
 def summarise(
-    out: str, videos: pa.Table, clips: pa.Table, now: int, seconds: float, set_aside: list[str], report: str | None
+    out: str,
+    videos: pa.Table,
+    clips: pa.Table,
+    now: int,
+    seconds: float,
+    set_aside: list[str],
+    report: str | None,
+    preset: str | None = None,
 ) -> CurateSummary:
-    """Counts for people."""
+    """Counts for people. ``preset``: the one that the catalog was decided with."""
     length = pc.divide(pc.subtract(clips["end_s"], clips["start_s"]), 3600.0)
     hours = pa.table({"verdict": clips["verdict"], "h": length}).group_by("verdict").aggregate([("h", "sum")])
-    broken = videos.filter(pc.equal(videos["verdict"], "error"))
-    reasons = reason_counts(clips["reasons"]) + reason_counts(broken["reasons"])
     return CurateSummary(
         out, count(videos["verdict"]), count(clips["verdict"]),
         dict(zip(hours["verdict"].to_pylist(), hours["h_sum"].to_pylist(), strict=True)),
-        now, seconds, set_aside, reasons.most_common(8), report,
+        now, seconds, standing(out, videos, clips, preset), set_aside, report,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from configs.program import command
 from configs.schema import Config
 from curation.review import tables
 from train import negatives
@@ -61,15 +62,14 @@ def run_cycle(
             return CycleSummary(outcome, notes, None)
         assert outcome.stage is not None
         if "RANK" in os.environ:
-            step = f"next: python cli.py negatives gather {out} {dataset}, then run the same command again"
+            step = f"next: {command('negatives', 'gather', out, dataset)}, then run the same command again"
             return CycleSummary(outcome, notes, step)
         on_gpu = torch.cuda.is_available()
         notes.append(str(gather(out, dataset, outcome.stage, config, inline=not on_gpu, ray_address=ray_address)))
         folder = negatives.folder(out, outcome.stage)
         if review and not _reviewed(folder):
-            step = (
-                f"next: python cli.py negatives review {out} --stage {outcome.stage}, then run the same command again"
-            )
+            review_it = command("negatives", "review", out, "--stage", outcome.stage)
+            step = f"next: {review_it}, then run the same command again"
             return CycleSummary(outcome, notes, step)
 
 

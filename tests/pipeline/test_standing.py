@@ -1,0 +1,196 @@
+"""What a newcomer is told about a catalog: how many clips for which reason, and a command that works when it is pasted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+import cli
+from configs import program, schema, strict
+from configs.errors import EchoForgeError
+from curation.catalog import CLIPS, VIDEOS, table
+from curation.reasons import FIT_VIDEOS, REASONS
+from curation.rules import rules
+from pipeline import catalog, store
+from pipeline.shard import shard
+from pipeline.summary import publish, standing, summarise
+from pipeline.tables import decide
+
+CLIP = {
+    "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "start_s": 0.0,
+    "end_s": 4.52, "width": 512, "height": 512, "fps": 25.0, "face_frac": 1.0, "face_px": 200.0, "n_faces": 1,
+    "text_boxes": [], "text_area": 0.0, "sharpness": 0.5, "exposure": 0.5, "motion": 4.0, "shake": 0.0,
+    "freeze_frac": 0.0, "blockiness": 1.0, "lufs": -20.0, "speech_frac": 0.9, "clip_frac": 0.0, "phash": [],
+}  # fmt: skip
+
+
+def make(folder: Path, clips: list[dict[str, Any]], broken: int = 0, *overrides: str) -> str:
+    """A catalog with these clips, each of its own file, and files that cannot be opened. Returns its last screen."""
+    config, out = schema.load("tiny", list(overrides)), str(folder)
+    named = [
+        CLIP | {"clip_id": f"c{i}", "video_id": f"v{i}", "source_uri": f"{i}.mp4"} | c for i, c in enumerate(clips)
+    ]
+    videos = [{"video_id": c["video_id"], "source_uri": c["source_uri"]} for c in named]
+    videos += [
+        {"source_uri": f"b{i}.mp4", "verdict": "error", "error_stage": "open", "error": "no.", "reasons": ["open: no."]}
+        for i in range(broken)
+    ]
+    decided = decide(table(videos, VIDEOS), table(named, CLIPS), config.curation)
+    for name, rows in zip(("videos", "clips"), decided, strict=True):
+        store.write_table(store.join(out, name, "part-00000.parquet"), rows)
+    report = publish(out, *decided, config, {})
+    return str(summarise(out, *decided, len(videos), 1.0, [], report, config.preset))
+
+
+def commands(screen: str) -> list[list[str]]:
+    """The arguments of every command on a screen, as the shell would split them."""
+    return [shlex.split(line)[1:] for line in re.findall(r"^    (echoforge .*)", screen, re.M)]
+
+
+def parse(arguments: list[str]) -> None:
+    """Let the command line's own parser read it.
+
+    Raises:
+        click.UsageError: it cannot.
+    """
+    command: Any = typer.main.get_command(cli.app)
+    context = click.Context(command, info_name="echoforge")
+    while hasattr(command, "commands"):
+        _, command, arguments = command.resolve_command(context, arguments)
+    command.make_context(command.name, list(arguments), parent=context)
+
+
+def test_a_newcomer_gets_from_nothing_kept_to_shards_by_pasting(tmp_path: Path) -> None:
+    out = tmp_path / "it's a catalog"
+    screen = make(out, [{}, {}, {"speech_frac": 0.0}], broken=1)
+    assert re.search(r"hold +2 videos +2 clips", screen) and "     2  no sync score" in screen
+    assert "     1  no sound, or too little speech" in screen and "     1  cannot be opened" in screen
+    assert screen.count("no sync score") == 2, "counted for the held clips only, and named by the remedy"
+    status = str(catalog.status(str(out)))
+    with pytest.raises(EchoForgeError) as refused:
+        shard(str(out), str(tmp_path / "d"), schema.load("tiny"), inline=True)
+    advice = screen[screen.index("to go on") :]
+    assert refused.value.exit_code == 2
+    for text in (status, str(refused.value)):
+        assert "3 clips: 0 kept, 2 held, 1 rejected" in text and text.endswith(advice)
+        assert "     2  no sync score" in text and "     1  no sound" in text
+    redecide = commands(screen)[0]
+    assert redecide[:3] == ["catalog", "redecide", str(out)]
+    result = CliRunner().invoke(cli.app, redecide)
+    assert result.exit_code == 0 and re.search(r"keep +2 videos +2 clips", result.stdout), result.output
+    after = str(catalog.status(str(out)))
+    assert commands(after)[0] == ["shard", str(out), "--out", "dataset"] and "2 kept, 0 held, 1 rejected" in after
+
+
+def test_a_catalog_where_all_is_rejected_leads_to_the_nearest_clip_and_its_threshold(tmp_path: Path) -> None:
+    logo = {"x0": 0, "y0": 0, "x1": 9, "y1": 9, "first": 0, "last": 9, "score": 0.9, "text": "x", "kind": "logo"}
+    worse = {"n_faces": 3, "lufs": -80.0, "text_boxes": [logo]}
+    screen = make(tmp_path, [worse, {"text_boxes": [logo]}], 0, "sync.required=false")
+    assert "     2  a logo" in screen and "     1  too many faces" in screen
+    explain, redecide = commands(screen)
+    assert explain == ["catalog", "explain", str(tmp_path), "c1"]
+    assert CliRunner().invoke(cli.app, explain).exit_code == 0
+    assert CliRunner().invoke(cli.app, redecide).exit_code == 0
+    assert catalog.status(str(tmp_path)).clips == {"keep": 1, "reject": 1}
+
+
+def test_a_catalog_of_errors_names_the_files(tmp_path: Path) -> None:
+    screen = make(tmp_path, [], broken=2)
+    assert "     2  cannot be opened" in screen and commands(screen) == [["catalog", "status", str(tmp_path)]]
+    status = str(catalog.status(str(tmp_path)))
+    assert "b1.mp4: no." in status and "0 clips: 0 kept" in status
+    assert commands(status) == [] and "mend the files" in status
+
+
+def test_the_preset_of_the_catalog_is_in_the_command(tmp_path: Path) -> None:
+    state = standing("c", table([], VIDEOS), table([CLIP | {"verdict": "keep"}], CLIPS), "wan2.1-fun-1.3b")
+    assert commands("\n".join(state.next_steps())) == [
+        ["shard", "c", "--out", "dataset", "--preset", "wan2.1-fun-1.3b"]
+    ]
+
+
+codes = st.sampled_from([*REASONS, "a_code_of_a_later_version"])
+rows = st.lists(st.tuples(st.sampled_from(["keep", "hold", "reject", "error"]), st.lists(codes, unique=True)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=rows, broken=st.lists(codes, max_size=3), name=st.text(st.characters(codec="utf-8"), min_size=1))
+def test_any_catalog_is_counted_right_and_every_command_parses(
+    rows: list[tuple[str, list[str]]], broken: list[str], name: str
+) -> None:
+    name = "c" + name.replace("\0", "").replace("\n", " ").replace("\r", " ")
+    clips = [
+        CLIP | {"clip_id": f"c{i}", "verdict": v, "reasons": [f"{c}: a: b" for c in cs] if v != "keep" else []}
+        for i, (v, cs) in enumerate(rows)
+    ]
+    videos = [{"source_uri": f"b{i}", "verdict": "error", "reasons": [f"{c}: a"]} for i, c in enumerate(broken)]
+    state = standing(name, table(videos, VIDEOS), table(clips, CLIPS), "tiny")
+    assert state.clips == Counter(v for v, _ in rows)
+    assert dict(state.held) == Counter(c for v, cs in rows if v == "hold" for c in cs)
+    rejecting = Counter(c for v, cs in rows if v == "reject" for c in cs)
+    assert dict(state.rejected) == {c: n for c, n in rejecting.items() if c not in REASONS or not REASONS[c].holds}
+    assert dict(state.without_clips) == Counter(broken)
+    screen = "\n".join(state.next_steps())
+    for arguments in commands(screen):
+        parse([part.replace("NUMBER", "1") for part in arguments])
+    if any(v == "keep" for v, _ in rows):
+        assert commands(screen)[0][:2] == ["shard", name]
+
+
+@pytest.mark.parametrize("preset", schema.PRESETS)
+def test_every_code_has_words_and_every_setting_changes_its_rule(preset: str) -> None:
+    config = schema.load(preset)
+    data = schema.to_mapping(config)
+    for rule in rules(config.curation):
+        entry = REASONS[rule.code]
+        assert entry.holds == (rule.outcome == "hold") and bool(entry.remedies) == entry.holds, rule.code
+        if entry.setting is not None:
+            key = entry.setting.removesuffix("=NUMBER")
+            changed = schema.from_mapping(strict.override(data, [f"{key}={int(rule.limit) + 1}"]))
+            limits = {r.code: r.limit for r in rules(changed.curation)}
+            assert limits[rule.code] == int(rule.limit) + 1, rule.code
+    for kind in config.curation.decide.text:
+        setting = REASONS[kind].setting
+        assert setting and strict.override(data, [setting])["decide"]["text"][kind] == "keep"
+    assert config.curation.sync.fit.min_sources == FIT_VIDEOS
+    assert max(len(entry.words) for entry in REASONS.values()) <= 60, "a line of at most 80 columns"
+
+
+def test_every_way_in_which_a_file_fails_has_words() -> None:
+    """Stages stand as text where the errors are raised, so they are looked for there."""
+    curation = Path(cli.__file__).parent / "curation"
+    source = "".join(path.read_text("utf-8") for path in sorted(curation.glob("*.py")))
+    stages = set(re.findall(r'(?:MediaError\(|_error_row\(uri, )"(\w+)"', source))
+    codes = set(re.findall(r'f"(\w+): ', (curation / "decide.py").read_text("utf-8")))
+    assert {"open", "decode", "captions"} <= stages and {"too_short", "duplicate"} <= codes
+    assert stages | codes <= REASONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("argv", "orig", "begin"),
+    [
+        (["cli.py"], ["python", "cli.py"], "python cli.py"),
+        (["/opt/e f/cli.py"], [".venv/bin/python", "/opt/e f/cli.py"], ".venv/bin/python '/opt/e f/cli.py'"),
+        (["/opt/venv/bin/echoforge"], ["/opt/venv/bin/python", "/opt/venv/bin/echoforge"], "/opt/venv/bin/echoforge"),
+        (["/usr/bin/pytest"], ["python", "/usr/bin/pytest"], "echoforge"),
+    ],
+)
+def test_commands_begin_as_the_program_was_started(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], orig: list[str], begin: str
+) -> None:
+    monkeypatch.setattr("sys.argv", argv)
+    monkeypatch.setattr("sys.orig_argv", orig)
+    assert program.command("shard", "my catalog") == f"{begin} shard 'my catalog'"
+    monkeypatch.setattr("shutil.which", lambda name: "/opt/venv/bin/echoforge" if name == "echoforge" else None)
+    if "venv/bin/echoforge" in argv[0]:
+        assert program.command("shard") == "echoforge shard"
