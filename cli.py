@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,8 +13,24 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperCommand
 
 from configs.errors import EchoForgeError
+
+
+class LongCommand(TyperCommand):
+    """A command that says at once that it has started: importing PyTorch and starting Ray take seconds.
+
+    The line goes to standard error, so that the output of a pipe holds results only; under torchrun rank 0 prints it.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Print the line, then run the command."""
+        if os.environ.get("RANK", "0") == "0":
+            names = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
+            Console(stderr=True).print(f"{names}: starting; this takes some seconds …", highlight=False)
+        return super().invoke(ctx)
+
 
 app = typer.Typer(
     help=(
@@ -136,7 +153,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 # --------------------------------------------------------------------------------------------------- daily
 
 
-@app.command(rich_help_panel="Daily")
+@app.command(rich_help_panel="Daily", cls=LongCommand)
 def curate(
     ctx: typer.Context,
     source: Annotated[list[str], typer.Argument(help="Videos, folders, globs, URLs, or CSV/Parquet manifests.")],
@@ -168,10 +185,10 @@ def curate(
         retry_failed=retry_failed,
         named=schema.named(_overrides(ctx, set_)),
     )
-    console.print(summary)
+    console.print(summary, soft_wrap=True)
 
 
-@app.command(rich_help_panel="Daily")
+@app.command(rich_help_panel="Daily", cls=LongCommand)
 def shard(
     ctx: typer.Context,
     catalog: Annotated[str, typer.Argument(help="A catalog made by `curate`.")],
@@ -188,14 +205,22 @@ def shard(
 
     A killed run continues where it stopped and makes the same bytes.
     """
+    from pipeline.progress import Progress
     from pipeline.shard import shard as run
 
-    console.print(
-        run(catalog, out, _config(ctx, preset, set_), inline=inline, ray_address=_ray(ctx, ray_address), limit=limit)
+    summary = run(
+        catalog,
+        out,
+        _config(ctx, preset, set_),
+        inline=inline,
+        ray_address=_ray(ctx, ray_address),
+        limit=limit,
+        watcher=Progress("shard", "tars"),
     )
+    console.print(summary)
 
 
-@app.command(rich_help_panel="Daily")
+@app.command(rich_help_panel="Daily", cls=LongCommand)
 def train(
     ctx: typer.Context,
     shards: Annotated[str, typer.Argument(help="A dataset made by `shard`.")],
@@ -223,7 +248,7 @@ def train(
     )
 
 
-@app.command("train-plan", rich_help_panel="Daily")
+@app.command("train-plan", cls=LongCommand, rich_help_panel="Daily")
 def train_plan(
     ctx: typer.Context,
     shards: Annotated[
@@ -239,7 +264,7 @@ def train_plan(
     console.print(plan(shards, config.model, config.train))
 
 
-@app.command(rich_help_panel="Daily")
+@app.command(rich_help_panel="Daily", cls=LongCommand)
 def generate(
     ctx: typer.Context,
     checkpoint: Annotated[str, typer.Argument(help="A run, a checkpoint folder, or exported .safetensors.")],
@@ -284,7 +309,7 @@ def generate(
     )
 
 
-@app.command(rich_help_panel="Daily")
+@app.command(rich_help_panel="Daily", cls=LongCommand)
 def demo(
     ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where everything goes.")] = Path("demo"),
@@ -308,7 +333,7 @@ def catalog_status(catalog: str) -> None:
     """What was done, what is left, what failed and why."""
     from pipeline import catalog as ops
 
-    console.print(ops.status(catalog))
+    console.print(ops.status(catalog), soft_wrap=True)
 
 
 @catalog_app.command("explain")
@@ -319,7 +344,7 @@ def catalog_explain(ctx: typer.Context, catalog: str, clip: str, preset: Preset 
     console.print(ops.explain(catalog, clip, _config_of(catalog, ctx, preset, set_).curation))
 
 
-@catalog_app.command("redecide")
+@catalog_app.command("redecide", cls=LongCommand)
 def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, set_: Set = None) -> None:
     """New thresholds, new verdicts, and what changed: reads only the tables, decodes nothing.
 
@@ -331,10 +356,10 @@ def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, se
     from pipeline import redecide as again
 
     config = again.chosen(catalog, preset or ctx.obj["preset"], _overrides(ctx, set_), _note)
-    console.print(again.redecide(catalog, config))
+    console.print(again.redecide(catalog, config), soft_wrap=True)
 
 
-@catalog_app.command("report")
+@catalog_app.command("report", cls=LongCommand)
 def catalog_report(
     ctx: typer.Context,
     catalog: str,
@@ -355,7 +380,7 @@ def catalog_report(
 # ------------------------------------------------------------------------------------------------- shards
 
 
-@shards_app.command("verify")
+@shards_app.command("verify", cls=LongCommand)
 def shards_verify(dataset: str) -> None:
     """Check every digest, shape and value of a dataset against its index; exit 1 when something is wrong."""
     from pipeline.shards_verify import verify
@@ -366,7 +391,7 @@ def shards_verify(dataset: str) -> None:
         raise typer.Exit(1)
 
 
-@shards_app.command("inspect")
+@shards_app.command("inspect", cls=LongCommand)
 def shards_inspect(
     ctx: typer.Context,
     dataset: str,
@@ -390,7 +415,7 @@ def shards_stats(dataset: str) -> None:
     _print_table(dataset, ["", ""], described(stats(dataset)))
 
 
-@shards_app.command("add")
+@shards_app.command("add", cls=LongCommand)
 def shards_add(
     ctx: typer.Context,
     dataset: str,
@@ -401,14 +426,15 @@ def shards_add(
     inline: Inline = False,
 ) -> None:
     """Encode one more field for every sample, into new tars beside the old ones."""
+    from pipeline.progress import Progress
     from pipeline.shards_edit import add
 
-    config = _config(ctx, preset, set_)
-    count = add(dataset, field, config, inline=inline, ray_address=_ray(ctx, ray_address))
+    config, watcher = _config(ctx, preset, set_), Progress(field, "tars")
+    count = add(dataset, field, config, inline=inline, ray_address=_ray(ctx, ray_address), watcher=watcher)
     console.print(f"{dataset}: {field} added to {count} samples.")
 
 
-@shards_app.command("merge")
+@shards_app.command("merge", cls=LongCommand)
 def shards_merge(
     datasets: list[str], out: Annotated[str, typer.Option("--out", "-o", help="The new dataset.")]
 ) -> None:
@@ -418,7 +444,7 @@ def shards_merge(
     console.print(f"{out}: {merge(datasets, out)} samples.")
 
 
-@shards_app.command("split")
+@shards_app.command("split", cls=LongCommand)
 def shards_split(
     dataset: str,
     out: Annotated[str, typer.Option("--out", "-o", help="The new dataset.")],
@@ -449,7 +475,7 @@ def _negatives_folder(run: Path, stage: str | None) -> Path:
     return found[-1].parent
 
 
-@negatives_app.command("gather")
+@negatives_app.command("gather", cls=LongCommand)
 def negatives_gather(
     ctx: typer.Context,
     run: Path,
@@ -548,7 +574,7 @@ def negatives_merge(
 # ---------------------------------------------------------------------------------------------------- sync
 
 
-@sync_app.command("fit")
+@sync_app.command("fit", cls=LongCommand)
 def sync_fit(
     ctx: typer.Context,
     catalog: Annotated[
@@ -574,7 +600,7 @@ def sync_fit(
     _print_table(str(out), ["card", ""], [[name, value] for name, value in report.card.items()])
 
 
-@sync_app.command("score")
+@sync_app.command("score", cls=LongCommand)
 def sync_score(ctx: typer.Context, file: Path, preset: Preset = None, set_: Set = None) -> None:
     """How well lips and sound of a file agree, clip by clip; offset > 0 means that the sound is early."""
     from curation import backends
@@ -610,7 +636,7 @@ def _short(value: Any) -> Any:
 # -------------------------------------------------------------------------------------- evaluation, playing
 
 
-@app.command("eval", rich_help_panel="Daily")
+@app.command("eval", cls=LongCommand, rich_help_panel="Daily")
 def evaluate(
     ctx: typer.Context,
     video: list[Path],
@@ -690,7 +716,7 @@ def weights_list(ctx: typer.Context, preset: Preset = None, set_: Set = None) ->
         )
 
 
-@weights_app.command("fetch")
+@weights_app.command("fetch", cls=LongCommand)
 def weights_fetch(
     ctx: typer.Context,
     name: Annotated[
@@ -721,7 +747,7 @@ def weights_fetch(
         console.print(f"{file.name}: {path}")
 
 
-@weights_app.command("check")
+@weights_app.command("check", cls=LongCommand)
 def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -> None:
     """Compare what is here with the known sizes and digests; exit 3 when a needed file is missing or differs."""
     from configs import schema, weights

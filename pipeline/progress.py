@@ -54,6 +54,8 @@ class Progress:
         self._started = time.monotonic()
         if done:
             self._print(f"{self._title}: {done} of {total} {self._noun} were done before.")
+        if not self._console.is_terminal and total > done:
+            self._print(f"{self._title}: {total - done} {self._noun} to do")
         if self._console.is_terminal and total > done:
             self._live = Live(self._table(), console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -96,9 +98,9 @@ class Progress:
             self._live.stop()
             self._live = None
         if self._done:
-            self._print(self._line())
+            self._print(self._line(), wrap=True)
             if shares := self._shares():
-                self._print(f"{self._title}: time went to {shares}")
+                self._print(f"{self._title}: time went to {shares}", wrap=True)
         self._state = "ended"
         self._write()
 
@@ -158,8 +160,10 @@ class Progress:
         )  # fmt: skip
         return table
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+    def _print(self, text: str, wrap: bool = False) -> None:
+        """``wrap``: between words at the terminal's width; what names files stays whole, to be copied."""
+        whole = not (wrap and self._console.is_terminal)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=whole)
 
     def _write(self) -> None:
         if self._status:

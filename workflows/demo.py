@@ -30,6 +30,7 @@ from curation.review import tables
 from curation.sync.fit import fit_from_clips
 from curation.sync.gather import puppet_clip
 from pipeline.curate import CurateSummary, curate
+from pipeline.progress import Progress
 from pipeline.shard import shard
 from train import negatives, stages
 from train.log import METRICS_FILE, of_kind, read_metrics
@@ -110,9 +111,10 @@ def run_demo(out: Path, config: Config, *, puppets: int | None = None) -> DemoSu
         config, card = _fitted(out / "sync.safetensors", config)
     with clock("curate: what is a good clip, and why not"):
         curated = curate([str(videos)], catalog, config)
-        clock.console.print(str(curated), highlight=False, markup=False)
+        clock.console.print(curated.outcome(), highlight=False, markup=False)
     with clock("shard: latents, text, sound, masks in tars"):
-        clock.console.print(str(shard(catalog, dataset, config)), highlight=False, markup=False)
+        made = shard(catalog, dataset, config, watcher=Progress("shard", "tars"))
+        clock.console.print(str(made), highlight=False, markup=False)
     with clock("train: SFT, negatives, NDPO"):
         clock.console.print(str(run_cycle(dataset, run, config)), highlight=False, markup=False)
     with clock("generate: pictures that speak, a video with another voice"):
