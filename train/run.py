@@ -149,6 +149,8 @@ class _Run:
         """Every stage that is left."""
         progress = self.state.progress
         if progress.step == 0:
+            if self.validation is not None:
+                self.log.say("measuring the held-out loss before the first step")
             self._validate("start")
         for stage in self.stages[progress.stage :]:
             if progress.stage != stage.index:
