@@ -42,6 +42,7 @@ class Progress:
         self._dashboard: str | None = None
         self._state = "starting"
         self._started = self._told = self._wrote = time.monotonic()
+        self._at_work: float | None = None  # when the first unit began: Ray and the networks had started
 
     @property
     def timings(self) -> dict[str, float]:
@@ -69,6 +70,8 @@ class Progress:
     def update(self, receipt: Receipt | None, in_flight: int, workers: int) -> None:
         """After every receipt, and about once a second."""
         self._running = (in_flight, workers)
+        if self._at_work is None and (in_flight or receipt):
+            self._at_work = self._started if receipt else time.monotonic()
         if receipt is not None:
             self._done += len(receipt.done)
             self._memory = max(self._memory, receipt.memory)
@@ -106,7 +109,9 @@ class Progress:
 
     def facts(self) -> dict[str, Any]:
         """What ``status.json`` holds."""
-        seconds = max(time.monotonic() - self._started, 1e-9)
+        now = time.monotonic()
+        seconds = max(now - self._started, 1e-9)
+        worked = now - (self._at_work or self._started)
         whole = sum(self._timings.values())
         ended = self._state == "ended"
         return {
@@ -118,7 +123,7 @@ class Progress:
             "failures": [{"key": f.key, "cause": f.cause} for f in self._failures[-20:]],
             "units_per_s": self._done / seconds,
             "video_hours_per_hour": self._amount / seconds,
-            "eta_s": None if ended or not self._share else seconds * max(0.0, 1.0 - self._share) / self._share,
+            "eta_s": None if ended or not self._share else worked * max(0.0, 1.0 - self._share) / self._share,
             "elapsed_s": seconds,
             "peak_worker_mb": self._memory / 2**20,
             "running": self._running[0],
