@@ -74,7 +74,7 @@ REASONS: dict[str, Reason] = {
     # clips: the rules of `curation.rules`
     "face_frac": _threshold("no face, or not in enough of the clip", "min_face_frac"),
     "face_count": _threshold("too many faces", "max_faces"),
-    "face_size": _threshold("face too small (pixels)", "min_face_px"),
+    "face_size": _threshold("face of too few pixels", "min_face_px"),
     "face_share": _threshold("face too small a part of the picture", "min_face_share"),
     "speech": _threshold("no sound, or too little speech", "min_speech"),
     "silence": _threshold("too quiet", "min_lufs"),
@@ -93,7 +93,7 @@ REASONS: dict[str, Reason] = {
     "fps": _threshold("too few frames a second", "min_fps"),
     "resolution": _threshold("picture too small", "min_height"),
     "sync_conf": _threshold("low sync confidence", "sync_min_conf"),
-    "sync_fit": _threshold("low sync confidence (fitted SyncNet)", "sync_min_fit_conf"),
+    "sync_fit": _threshold("low sync confidence of the fitted SyncNet", "sync_min_fit_conf"),
     "sync_offset": _threshold("sound and lips too far apart to correct", "sync_max_offset"),
     "sync_residual": _threshold("out of sync after correction", "sync_max_residual"),
     "sync_missing": Reason("no sync score", holds=True, remedies=_SYNC_REMEDIES),
