@@ -17,7 +17,7 @@ class Remedy:
     """A way to go on: what it does, the command without the program's name, and what to do after that command."""
 
     what: str
-    command: tuple[str, ...]
+    command: tuple[str, ...] = ()  # none where it is the command that the person knows, such as `curate` again
     then: tuple[str, ...] = ()  # lines
 
 
@@ -70,6 +70,8 @@ _SYNC_REMEDIES = (
     ),
 )
 
+_CURATE_AGAIN = Remedy("run the same `curate` again, which measures what remains of the offset (only sync runs)")
+
 REASONS: dict[str, Reason] = {
     # clips: the rules of `curation.rules`
     "face_frac": _threshold("no face, or not in enough of the clip", "min_face_frac"),
@@ -96,6 +98,8 @@ REASONS: dict[str, Reason] = {
     "sync_fit": _threshold("low sync confidence of the fitted SyncNet", "sync_min_fit_conf"),
     "sync_offset": _threshold("sound and lips too far apart to correct", "sync_max_offset"),
     "sync_residual": _threshold("out of sync after correction", "sync_max_residual"),
+    "sync_unstable": Reason("too few frames left after correcting the sound"),
+    "sync_unmeasured": Reason("sync after correction not measured", holds=True, remedies=(_CURATE_AGAIN,)),
     "sync_missing": Reason("no sync score", holds=True, remedies=_SYNC_REMEDIES),
     # clips: text by kind, and copies
     "subtitle": _text("subtitle", "a subtitle"),

@@ -101,6 +101,9 @@ class Standing:
 
 
 def _way(what: str, arguments: tuple[str, ...], then: tuple[str, ...] = ()) -> list[str]:
+    """What a way does, its command, and what follows; ``arguments`` are empty where there is no command to give."""
+    if not arguments:
+        return [f"  {what}"]
     return [f"  {what}:", f"    {command(*arguments)}", *(f"    {line}" for line in then)]
 
 
