@@ -70,7 +70,7 @@ _SYNC_REMEDIES = (
     ),
 )
 
-_CURATE_AGAIN = Remedy("run the same `curate` again, which measures what remains of the offset (only sync runs)")
+_CURATE_AGAIN = Remedy("run the same `curate` again: only what is missing of sync is measured")
 
 REASONS: dict[str, Reason] = {
     # clips: the rules of `curation.rules`

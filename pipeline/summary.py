@@ -89,7 +89,7 @@ class Standing:
                        ("catalog", "explain", self.catalog, self.nearest))  # fmt: skip
             code, setting = next(((c, s) for c, _ in self.rejected if (s := reason(c).setting)), ("", ""))
             if setting:
-                yield _way(f"change what rejects most: {reason(code).words} (decodes nothing)",
+                yield _way(f"try another setting for '{reason(code).words}'",
                            ("catalog", "redecide", self.catalog, "--set", setting))  # fmt: skip
         elif self.without_clips and not files_shown:
             yield _way("see which files gave no clip, and why", ("catalog", "status", self.catalog))
