@@ -111,16 +111,23 @@ def standing(out: str, videos: pa.Table, clips: pa.Table, preset: str | None = N
     """Count verdicts and reasons of decided tables, the clips with :data:`STANDING_COLUMNS`."""
     held, rejected = (clips.filter(pc.equal(clips["verdict"], verdict)) for verdict in ("hold", "reject"))
     empty = videos.filter(pc.invert(pc.is_in(videos["source_uri"], value_set=clips["source_uri"])))
-    reasons_of_rejection = [(code, n) for code, n in reason_counts(rejected["reasons"]).most_common() if not reason(code).holds]
+    reasons_of_rejection = [
+        (code, n) for code, n in reason_counts(rejected["reasons"]).most_common() if not reason(code).holds
+    ]
     nearest = None
     for table in (held, rejected):
         if nearest is None and table.num_rows:
             ranked = pa.table({"id": table["clip_id"], "n": pc.list_value_length(table["reasons"])})
             nearest = ranked.sort_by([("n", "ascending"), ("id", "ascending")])["id"][0].as_py()
     return Standing(
-        out, count(clips["verdict"]), reason_counts(held["reasons"]).most_common(), reasons_of_rejection, reason_counts(empty["reasons"]).most_common(),
-        nearest, preset,
-    )  # fmt: skip
+        out,
+        count(clips["verdict"]),
+        reason_counts(held["reasons"]).most_common(),
+        reasons_of_rejection,
+        reason_counts(empty["reasons"]).most_common(),
+        nearest,
+        preset,
+    )
 
 
 def made_with(catalog_dir: str) -> str | None:
