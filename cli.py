@@ -505,6 +505,7 @@ def negatives_review(
     run: Path, stage: Stage = None, port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8700
 ) -> None:
     """Review the gathered samples in a browser on this machine; every click becomes a row of a Parquet table."""
+    from configs import reviews
     from curation.review import tables
     from workflows.review_server import serve
 
@@ -517,7 +518,7 @@ def negatives_review(
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        console.print(f"{tables.reviews(folder).num_rows} review rows in {folder / 'reviews'}")
+        console.print(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}")
 
 
 @negatives_app.command("stats")

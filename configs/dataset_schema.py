@@ -132,11 +132,11 @@ REVIEWS = pa.schema(
         ("negative_id", pa.string()),
         ("verdict", pa.string()),  # VERDICTS
         ("issue", pa.string()),  # ISSUES, or null for fine and skip
-        ("frame_start", pa.int32()),  # half-open, video frames; null = the whole clip
+        ("frame_start", pa.int32()),  # half-open, video frames; null = from the clip's first, up to its last
         ("frame_end", pa.int32()),
         ("reviewer", pa.string()),
         ("time", pa.timestamp("us", tz="UTC")),
         ("note", pa.string()),
     ]
 )
-"""Parts are only ever added; the latest row per (negative, reviewer) wins, so undo is a row."""
+"""Parts are only ever added; what they add up to is written in `configs/reviews.py`."""

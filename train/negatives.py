@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from configs.dataset_schema import NEGATIVES, REVIEWS, SPLITS
+from configs import reviews
+from configs.dataset_schema import NEGATIVES, SPLITS
 from configs.errors import EchoForgeError
 from train.config import LoaderConfig
 from train.index import SampleIndex, open_index
@@ -31,7 +32,7 @@ CACHE_FOLDER = "ref_cache"
 
 @dataclass(frozen=True)
 class Negative:
-    """One generated sample that was judged bad. ``frames`` is the half-open range of bad video frames, None = all."""
+    """One generated sample that was judged bad. ``frames`` are the bad video frames (`reviews.Frames`), None = all."""
 
     negative_id: str
     sample_id: str
@@ -39,7 +40,7 @@ class Negative:
     task: str
     issue: str
     latents: Path
-    frames: tuple[int, int] | None
+    frames: reviews.Frames | None
 
 
 def folder(run: Path, stage: str) -> Path:
@@ -55,20 +56,24 @@ def gathered(run: Path, stage: str) -> bool:
 def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) -> list[Negative]:
     """The negatives of a stage, in the order of their ids.
 
-    A reviewed sample is negative when more of its reviewers say `negative` than `fine` (`skip` counts for neither). One
-    that nobody reviewed is negative when it has a flag and ``accept_flags`` holds.
+    What the reviews add up to is the rule of `configs.reviews`.
+
+    Args:
+        issues: only negatives of these issues; none: all.
+        accept_flags: a flagged sample that nobody reviewed is negative.
 
     Raises:
         EchoForgeError: a table is damaged, or no negative is left.
     """
     where = folder(run, stage)
-    rows = _table(where / SAMPLES_FILE, NEGATIVES).to_pylist()
-    reviews = _latest_reviews(where)
+    gathered = _table(where / SAMPLES_FILE, NEGATIVES)
+    judged = reviews.judgements(gathered, reviews.read(where), accept_flags=accept_flags)
+    rows = gathered.to_pylist()
     found: list[Negative] = []
     for row in rows:
-        verdict = _judge(row, reviews.get(row["negative_id"], []), accept_flags)
-        if verdict is not None and (not issues or verdict[0] in issues):
-            found.append(_negative(row, verdict, where))
+        judgement = judged[row["negative_id"]]
+        if judgement.verdict == "negative" and (not issues or judgement.issue in issues):
+            found.append(_negative(row, judgement, where))
     if not found:
         wanted = f" with issue {', '.join(issues)}" if issues else ""
         raise EchoForgeError(
@@ -78,44 +83,13 @@ def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) ->
     return sorted(found, key=lambda n: n.negative_id)
 
 
-def _negative(row: dict[str, Any], verdict: tuple[str, tuple[int, int] | None], where: Path) -> Negative:
+def _negative(row: dict[str, Any], judgement: reviews.Judgement, where: Path) -> Negative:
     path = where / row["latents_path"]
     if not path.resolve().is_relative_to(where.resolve()) or not path.is_file():
         raise EchoForgeError(f"negative {row['negative_id']} has no latents at {row['latents_path']}; gather it again.")
     source = row["audio_source"] or row["sample_id"]
-    return Negative(row["negative_id"], row["sample_id"], source, row["task"], verdict[0], path, verdict[1])
-
-
-def _judge(
-    row: dict[str, Any], reviews: list[dict[str, Any]], accept_flags: bool
-) -> tuple[str, tuple[int, int] | None] | None:
-    """(issue, frames) of a negative, or None."""
-    if reviews:
-        bad = [r for r in reviews if r["verdict"] == "negative"]
-        if len(bad) <= sum(r["verdict"] == "fine" for r in reviews):
-            return None
-        spans = [(r["frame_start"], r["frame_end"]) for r in bad]
-        whole = any(start is None or end is None for start, end in spans)
-        frames = None if whole else (min(s for s, _ in spans), max(e for _, e in spans))
-        return bad[0]["issue"] or "other", frames
-    flags = row["flags"] or []
-    if not flags or not accept_flags:
-        return None
-    return max(flags, key=lambda f: f["severity"] or 0.0)["issue"], None
-
-
-def _latest_reviews(where: Path) -> dict[str, list[dict[str, Any]]]:
-    """The newest row of each (sample, reviewer), by sample."""
-    latest: dict[tuple[str, str], dict[str, Any]] = {}
-    for path in sorted((where / "reviews").glob("*.parquet")):
-        for row in _table(path, REVIEWS).to_pylist():
-            key = (row["negative_id"], row["reviewer"])
-            if key not in latest or row["time"] >= latest[key]["time"]:
-                latest[key] = row
-    result: dict[str, list[dict[str, Any]]] = {}
-    for (negative, _), row in sorted(latest.items()):
-        result.setdefault(negative, []).append(row)
-    return result
+    issue = judgement.issue or "other"
+    return Negative(row["negative_id"], row["sample_id"], source, row["task"], issue, path, judgement.frames)
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -174,10 +148,10 @@ def latents(negative: Negative) -> Tensor:
 
 def frame_mask(negative: Negative, latent_frames: int) -> Tensor:
     """1 for the latent frames that the issue touches, fp32 [T]; latent j > 0 stands for video frames 4j−3 … 4j."""
-    mask = torch.ones(latent_frames)
-    if negative.frames is not None:
-        start, end = negative.frames
-        for j in range(latent_frames):
-            first, last = (0, 1) if j == 0 else (4 * j - 3, 4 * j + 1)
-            mask[j] = float(first < end and last > start)
+    if negative.frames is None:
+        return torch.ones(latent_frames)
+    mask = torch.zeros(latent_frames)
+    for j in range(latent_frames):
+        first, last = (0, 1) if j == 0 else (4 * j - 3, 4 * j + 1)
+        mask[j] = float(any(first < (last if end is None else end) and last > start for start, end in negative.frames))
     return mask

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from configs import reviews
 from configs.program import command
 from configs.schema import Config
 from curation.review import tables
@@ -74,6 +75,6 @@ def run_cycle(
 
 
 def _reviewed(folder: Path) -> bool:
-    """Has somebody said something of every sample?"""
-    gathered, said = tables.samples(folder), tables.effective(tables.reviews(folder))
-    return set(gathered.column("negative_id").to_pylist()) <= set(said["negative_id"])
+    """Whether every sample has a review (a `skip` is one)."""
+    judged = reviews.judgements(tables.samples(folder), reviews.read(folder), accept_flags=False)
+    return all(judgement.verdict is not None for judgement in judged.values())

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from configs import reviews
 from configs.dataset_schema import INDEX_FILE
 from configs.errors import EchoForgeError
 from configs.schema import Config
@@ -355,14 +356,13 @@ def _negative_rows(run: Path, planned: list[stages.Stage]) -> list[dict[str, Any
         if not (folder / negatives.SAMPLES_FILE).is_file():
             continue
         gathered = tables.samples(folder)
-        verdicts = tables.verdicts(gathered, tables.reviews(folder), accept_flags=True).set_index("negative_id")
+        judged = reviews.judgements(gathered, reviews.read(folder), accept_flags=True)
         for row in gathered.to_pylist():
-            judged = verdicts.loc[row["negative_id"]]
             rows.append(
                 {
                     "strip": "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"]).decode(),
                     "flags": [f"{flag['issue']}: {flag['reason']}" for flag in row["flags"]],
-                    "verdict": judged["verdict"] + (f" ({judged['issue']})" if judged["issue"] else ""),
+                    "verdict": str(judged[row["negative_id"]]),
                 }
             )
     return sorted(rows, key=lambda row: -len(row["flags"]))[:24]

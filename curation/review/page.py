@@ -11,6 +11,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
+from configs import reviews
 from configs.dataset_schema import ISSUES
 from curation.review import tables
 
@@ -22,11 +23,12 @@ def render(folder: Path, title: str, served: bool) -> str:
         folder: a negatives folder (``samples.parquet``, ``videos/``).
         served: reviews are posted to the server that sent the page; otherwise the page offers a CSV.
     """
-    gathered = tables.samples(folder).to_pylist()
-    latest = tables.effective(tables.reviews(folder))
+    gathered = tables.samples(folder)
+    reviewed = reviews.read(folder)
+    judged = reviews.judgements(gathered, reviewed, accept_flags=False)
     said: dict[str, list[dict[str, object]]] = {}
-    for row in latest.drop(columns=["time"]).to_dict("records"):
-        said.setdefault(str(row["negative_id"]), []).append({str(k): _plain(v) for k, v in row.items()})
+    for vote in reviews.latest(reviewed):
+        said.setdefault(vote["negative_id"], []).append({k: v for k, v in vote.items() if k != "time"})
     items = [
         {
             "id": row["negative_id"],
@@ -37,19 +39,16 @@ def render(folder: Path, title: str, served: bool) -> str:
             "seed": row["seed"],
             "video": row["video_path"],
             "strip": "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"] or b"").decode(),
-            "flags": row["flags"],
+            "flags": row["flags"] or [],
             "scores": {p["name"]: p["value"] for p in row["scores"] or []},
             "quantiles": {p["name"]: p["value"] for p in row["real_quantiles"] or []},
             "reviews": said.get(row["negative_id"], []),
+            "counts_as": str(judged[row["negative_id"]]),
         }
-        for row in gathered
+        for row in gathered.to_pylist()
     ]
-    items.sort(key=lambda item: -max((f["severity"] for f in item["flags"]), default=-1.0))
+    items.sort(key=lambda item: -max((f["severity"] or 0.0 for f in item["flags"]), default=-1.0))
     data = {"title": title, "served": served, "issues": list(ISSUES), "items": items}
     template = resources.files("curation.review").joinpath("page.html").read_text("utf-8")
     # "</" inside JSON would end the script element; "<\/" is the same JSON string
     return template.replace("{{DATA}}", json.dumps(data, ensure_ascii=False).replace("</", "<\\/"))
-
-
-def _plain(value: object) -> object:
-    return None if value != value or value is None else value  # noqa: PLR0124  (NaN is not equal to itself)

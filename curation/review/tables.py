@@ -1,7 +1,7 @@
-"""Review tables: parts that are only ever added, and what they add up to.
+"""Review tables: adding rows, the exchange with spreadsheets, statistics.
 
-``NEGATIVES_DIR/samples.parquet`` holds what was gathered; ``NEGATIVES_DIR/reviews/*.parquet`` holds what people said.
-The latest row per (negative, reviewer) wins, so undo is a row, and two people never overwrite each other.
+``NEGATIVES_DIR/samples.parquet`` holds what was gathered; ``NEGATIVES_DIR/reviews/*.parquet`` holds what people said,
+in parts that are only ever added. What the rows add up to is the rule of `configs.reviews`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.dataset_schema import ISSUES, NEGATIVES, REVIEWS, VERDICTS
+from configs import reviews
+from configs.dataset_schema import NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
 
 EDITABLE = ["negative_id", "verdict", "issue", "frame_start", "frame_end", "reviewer", "note"]
-CONTEXT = ["sample_id", "task", "prompt", "seed", "flagged", "why", "video_path"]
+COUNTED = ["counts_as", "counted_issue", "counted_frames"]
+"""What all reviews of the sample add up to (`configs.reviews`); null as long as nobody has reviewed it."""
+CONTEXT = [*COUNTED, "sample_id", "task", "prompt", "seed", "flagged", "why", "video_path"]
 
 
 def samples(folder: Path) -> pa.Table:
@@ -36,49 +39,6 @@ def samples(folder: Path) -> pa.Table:
     return pq.read_table(path, schema=NEGATIVES)
 
 
-def reviews(folder: Path) -> pa.Table:
-    """All review rows, in order of time; an empty table when nobody has reviewed."""
-    parts = sorted((folder / "reviews").glob("*.parquet"))
-    if not parts:
-        return REVIEWS.empty_table()
-    table = pa.concat_tables([pq.read_table(part, schema=REVIEWS) for part in parts])
-    return table.sort_by("time")
-
-
-def effective(table: pa.Table) -> pd.DataFrame:
-    """One row per (negative, reviewer): the latest."""
-    frame = table.to_pandas()
-    return frame.sort_values("time", kind="stable").drop_duplicates(["negative_id", "reviewer"], keep="last")
-
-
-def verdicts(gathered: pa.Table, table: pa.Table, accept_flags: bool) -> pd.DataFrame:
-    """One row per gathered sample with what it counts as: columns negative_id, verdict, issue, frames, votes.
-
-    People's majority decides (a tie counts as ``fine``: nothing is pushed away on a doubt). Without a review a
-    flagged sample counts as ``negative`` only when ``accept_flags``; otherwise its verdict is null (undecided).
-    """
-    votes = effective(table)
-    votes = votes[votes["verdict"] != "skip"]
-    rows: list[tuple[Any, ...]] = []
-    by_negative = dict(list(votes.groupby("negative_id"))) if len(votes) else {}
-    for row in gathered.select(["negative_id", "flags"]).to_pylist():
-        mine = by_negative.get(row["negative_id"])
-        if mine is not None:
-            against = mine[mine["verdict"] == "negative"]
-            negative = 2 * len(against) > len(mine)
-            issue = against["issue"].mode().iat[0] if negative and against["issue"].notna().any() else None
-            start = _bound(against["frame_start"], min) if negative else None
-            end = _bound(against["frame_end"], max) if negative else None
-            rows.append((row["negative_id"], "negative" if negative else "fine", issue, start, end, len(mine)))
-        elif row["flags"] and accept_flags:
-            rows.append((row["negative_id"], "negative", row["flags"][0]["issue"], None, None, 0))
-        else:
-            rows.append((row["negative_id"], "fine" if accept_flags else None, None, None, None, 0))
-    return pd.DataFrame(
-        rows, columns=["negative_id", "verdict", "issue", "frame_start", "frame_end", "votes"], dtype=object
-    )
-
-
 def add(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Append review rows as one new part (atomic); returns how many.
 
@@ -89,11 +49,16 @@ def add(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     now = datetime.now(UTC)
     complete = []
     for number, row in enumerate(rows, 1):
-        _check(row, known, number)
-        complete.append({name: row.get(name) for name in REVIEWS.names} | {"time": row.get("time") or now})
+        where = f"review row {number} ({row.get('negative_id')})"
+        if row.get("negative_id") not in known:
+            raise EchoForgeError(f"{where}: no such sample was gathered here.")
+        reviews.check(row, where)
+        # A microsecond between rows: of two rows of one reviewer for one sample the later in the file counts.
+        when = row.get("time") or now + timedelta(microseconds=number)
+        complete.append({name: row.get(name) for name in REVIEWS.names} | {"time": when})
     if not complete:
         return 0
-    target = folder / "reviews" / f"{now:%Y%m%dT%H%M%S}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
+    target = folder / reviews.FOLDER / f"{now:%Y%m%dT%H%M%S}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_suffix(".tmp")
     pq.write_table(pa.Table.from_pylist(complete, schema=REVIEWS), part)
@@ -102,14 +67,21 @@ def add(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def to_csv(folder: Path, target: Path) -> int:
-    """Write one line per gathered sample for a spreadsheet: editable columns first, then context. Returns lines."""
+    """Write a table for a spreadsheet: the editable columns, what the sample counts as, then context. Returns lines.
+
+    One line per gathered sample and person who reviewed it, one for a sample that nobody reviewed.
+    """
     gathered = samples(folder)
     table = pd.DataFrame(gathered.drop_columns(["thumbnail"]).to_pylist())
     table["flagged"] = [len(flags) > 0 for flags in table["flags"]]
     table["why"] = ["; ".join(f["reason"] for f in flags) for flags in table["flags"]]
-    latest = effective(reviews(folder))
-    columns = [c for c in EDITABLE if c != "negative_id"]
-    merged = table.merge(latest[["negative_id", *columns]], on="negative_id", how="left")
+    said = reviews.read(folder)
+    judged = reviews.judgements(gathered, said, accept_flags=False)
+    table["counts_as"] = [judged[name].verdict for name in table["negative_id"]]
+    table["counted_issue"] = [judged[name].issue for name in table["negative_id"]]
+    table["counted_frames"] = [judged[name].span for name in table["negative_id"]]
+    votes = pd.DataFrame(reviews.latest(said), columns=EDITABLE)
+    merged = table.merge(votes, on="negative_id", how="left")
     merged[EDITABLE + CONTEXT].to_csv(target, index=False)
     return len(merged)
 
@@ -125,10 +97,7 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
     table = pd.read_csv(source, dtype=str, keep_default_na=False)
     if missing := [c for c in ("negative_id", "verdict") if c not in table.columns]:
         raise EchoForgeError(f"{source} has no column '{missing[0]}'; start from `negatives export`.")
-    on_record = {
-        (r["negative_id"], r["reviewer"]): _key({str(k): v for k, v in r.items()})
-        for r in effective(reviews(folder)).to_dict("records")
-    }
+    on_record = {(r["negative_id"], r["reviewer"]): _key(r) for r in reviews.latest(reviews.read(folder))}
     rows = []
     for line, record in enumerate(table.to_dict("records"), 2):
         if not record["verdict"].strip():
@@ -149,11 +118,11 @@ def merge(folder: Path, others: Iterable[Path]) -> int:
     copied = 0
     known = set(samples(folder).column("negative_id").to_pylist())
     for other in others:
-        for part in sorted((other / "reviews").glob("*.parquet")):
-            target = folder / "reviews" / part.name
-            table = pq.read_table(part, schema=REVIEWS)
+        for part in sorted((other / reviews.FOLDER).glob("*.parquet")):
+            target = folder / reviews.FOLDER / part.name
             if target.exists():
                 continue
+            table = reviews.read_part(part)
             if foreign := set(table.column("negative_id").to_pylist()) - known:
                 raise EchoForgeError(f"{part} reviews '{min(foreign)}', which was not gathered in {folder}.")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,50 +134,25 @@ def merge(folder: Path, others: Iterable[Path]) -> int:
 
 
 def statistics(folder: Path) -> pd.DataFrame:
-    """Per issue: flagged by measure, called negative, called fine, reviewers' agreement."""
-    gathered, table = samples(folder), effective(reviews(folder))
-    flagged = pd.Series([f["issue"] for flags in gathered.column("flags").to_pylist() for f in flags], dtype=str)
-    by_issue = pd.DataFrame({"flagged": flagged.value_counts()})
-    by_issue = by_issue.join(
-        table[table["verdict"] == "negative"].groupby("issue").size().rename("reviewed_negative"), how="outer"
+    """Per issue, and for any: samples flagged by a measure, samples that count as negative by review, share flagged."""
+    gathered = samples(folder)
+    flags = gathered.column("flags").to_pylist()
+    judged = reviews.judgements(gathered, reviews.read(folder), accept_flags=False).values()
+    flagged = pd.Series([f["issue"] for found in flags for f in found or []], dtype=str)
+    negative = pd.Series([j.issue for j in judged if j.verdict == "negative"], dtype=str)
+    by_issue = pd.DataFrame({"flagged": flagged.value_counts()}).join(
+        negative.value_counts().rename("reviewed_negative"), how="outer"
     )
     total = pd.DataFrame(
-        {
-            "flagged": [sum(len(f) > 0 for f in gathered.column("flags").to_pylist())],
-            "reviewed_negative": [table[table["verdict"] == "negative"]["negative_id"].nunique()],
-        },
-        index=["any"],
+        {"flagged": [sum(bool(found) for found in flags)], "reviewed_negative": [len(negative)]}, index=["any"]
     )
     result = pd.concat([by_issue, total]).fillna(0).astype(int)
     result["share_of_samples"] = result["flagged"] / max(gathered.num_rows, 1)
     return result
 
 
-def _check(row: Mapping[str, Any], known: set[str], number: int) -> None:
-    where = f"review row {number} ({row.get('negative_id')})"
-    if row.get("negative_id") not in known:
-        raise EchoForgeError(f"{where}: no such sample was gathered here.")
-    if row.get("verdict") not in VERDICTS:
-        raise EchoForgeError(f"{where}: verdict '{row.get('verdict')}' is not one of {', '.join(VERDICTS)}.")
-    if row.get("issue") is not None and row["issue"] not in ISSUES:
-        raise EchoForgeError(f"{where}: issue '{row['issue']}' is not one of {', '.join(ISSUES)}.")
-    start, end = row.get("frame_start"), row.get("frame_end")
-    if start is not None and end is not None and not 0 <= start < end:
-        raise EchoForgeError(f"{where}: frames [{start}, {end}) are empty.")
-    if not row.get("reviewer"):
-        raise EchoForgeError(f"{where}: no reviewer.")
-
-
-def _bound(values: pd.Series, choose: Any) -> int | None:
-    known = [int(v) for v in values if not pd.isna(v)]
-    return choose(known) if len(known) == len(values) and known else None  # one vote without an interval = all frames
-
-
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    def plain(value: Any) -> Any:
-        return None if value is None or (not isinstance(value, str) and pd.isna(value)) else value
-
-    return tuple(plain(row.get(name)) for name in ("verdict", "issue", "frame_start", "frame_end", "note"))
+    return tuple(row.get(name) for name in ("verdict", "issue", "frame_start", "frame_end", "note"))
 
 
 def _frame(text: str | None, source: Path, line: int) -> int | None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from configs import reviews
 from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
 from curation.review import tables
@@ -35,20 +36,11 @@ def _review(negative: str, verdict: str, reviewer: str = "ann", issue: str | Non
     return {"negative_id": negative, "verdict": verdict, "reviewer": reviewer, "issue": issue}
 
 
-def test_latest_row_wins_and_a_tie_is_fine(folder: Path) -> None:
-    tables.add(folder, [_review("n0", "negative", issue="hands"), _review("n1", "negative", issue="blur")])
-    tables.add(folder, [_review("n0", "fine"), _review("n1", "fine", reviewer="bob")])
-    counted = tables.verdicts(tables.samples(folder), tables.reviews(folder), accept_flags=False)
-    assert dict(zip(counted["negative_id"], counted["verdict"], strict=True)) == {
-        "n0": "fine", "n1": "fine", "n2": None, "n3": None
-    }  # fmt: skip
-
-
-def test_flags_count_only_when_accepted(folder: Path) -> None:
-    accepted = tables.verdicts(tables.samples(folder), tables.reviews(folder), accept_flags=True)
-    assert list(accepted["verdict"]) == ["fine", "negative", "fine", "negative"]
-    undecided = tables.verdicts(tables.samples(folder), tables.reviews(folder), accept_flags=False)
-    assert undecided["verdict"].isna().all()
+def test_the_latest_row_of_a_person_counts_also_of_one_import(folder: Path) -> None:
+    tables.add(folder, [_review("n0", "negative", issue="hands"), _review("n1", "negative"), _review("n2", "fine")])
+    tables.add(folder, [_review("n0", "fine"), _review("n2", "fine"), _review("n2", "negative")])
+    counted = reviews.judgements(tables.samples(folder), reviews.read(folder), accept_flags=False)
+    assert [counted[f"n{i}"].verdict for i in range(4)] == ["fine", "negative", "negative", None]
 
 
 def test_spreadsheet_round_trip(folder: Path, tmp_path: Path) -> None:
@@ -59,7 +51,7 @@ def test_spreadsheet_round_trip(folder: Path, tmp_path: Path) -> None:
     sheet.to_csv(csv, index=False)
     assert tables.from_csv(folder, csv, reviewer="ann") == 1
     assert tables.from_csv(folder, csv, reviewer="ann") == 0, "importing twice changes nothing"
-    [row] = tables.reviews(folder).to_pylist()
+    [row] = reviews.read(folder).to_pylist()
     assert (row["negative_id"], row["issue"], row["frame_start"], row["frame_end"]) == ("n1", "lip_sync", 3, 20)
 
 
@@ -70,4 +62,4 @@ def test_spreadsheet_round_trip(folder: Path, tmp_path: Path) -> None:
 def test_bad_rows_are_refused_whole(folder: Path, row: dict[str, object]) -> None:
     with pytest.raises(EchoForgeError):
         tables.add(folder, [_review("n0", "fine"), row])
-    assert tables.reviews(folder).num_rows == 0
+    assert reviews.read(folder).num_rows == 0

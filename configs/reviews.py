@@ -1,0 +1,209 @@
+"""What people said of gathered samples, and what their votes add up to. The page, the CSV, the demo and training ask here.
+
+A review is one row of `dataset_schema.REVIEWS` in ``NEGATIVES_DIR/reviews/*.parquet``. Parts are only ever added.
+
+The rule:
+
+1. The latest row of each (negative, reviewer) is that person's vote; earlier ones are history, so undo is a row. Rows of
+   the same time: `fine` wins over `skip`, `skip` over `negative`; rows that still differ are put in the order of their
+   remaining columns. Which part a row is in, and whether it is there twice, changes nothing.
+2. `skip` means "I cannot tell" and counts for neither side. When every vote is a skip, the sample is left out of
+   training, flagged or not: somebody looked and did not confirm the flag.
+3. More `negative` than `fine`: the sample is negative. A tie is `fine`: nothing is learnt from on a doubt.
+4. The issue of a negative is the one that most of its negative votes name. A tie goes to the first of them in the order
+   of `ISSUES` (so `other` loses); votes that name none are not counted, and when none is named it is `other`.
+5. Its frames are those that at least one negative vote names: the union, which may be several ranges. A vote without a
+   range means the whole clip, and then all frames count. A range with a start alone reaches to the clip's end, one with
+   an end alone begins at frame 0. Ranges are half-open, in video frames.
+6. Issue and frames of `fine` and `skip` votes mean nothing.
+7. A sample without any vote is open. Where flags are accepted (`train` without ``--review``) an open sample with a flag
+   is negative, whole, with the issue of its most severe flag (a tie: the first in the order of `ISSUES`), and one
+   without is fine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.dataset_schema import ISSUES, REVIEWS, VERDICTS
+from configs.errors import EchoForgeError
+
+FOLDER = "reviews"
+NEEDED = ("negative_id", "verdict", "reviewer", "time")
+"""Columns that a part must have; the others are null where they are missing."""
+
+Frames = tuple[tuple[int, int | None], ...]
+"""Half-open ranges of video frames, in order and apart from each other; an end of None is the clip's end."""
+_TIE = ("negative", "skip", "fine")  # of one person at the same time, the later one wins
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a gathered sample counts as."""
+
+    verdict: str | None  # negative | fine | skip (everybody who looked skipped); None: open
+    issue: str | None = None  # of a negative
+    frames: Frames | None = None  # of a negative; None: all
+    negative: int = 0  # votes
+    fine: int = 0
+
+    @property
+    def span(self) -> str:
+        """The frames of a negative for people: ``all``, or ``3-20 40-`` (half-open, an open end is the clip's)."""
+        if self.verdict != "negative":
+            return ""
+        if self.frames is None:
+            return "all"
+        return " ".join(f"{start}-{'' if end is None else end}" for start, end in self.frames)
+
+    def __str__(self) -> str:
+        if self.verdict is None:
+            return "open"
+        if self.verdict == "skip":
+            return "left out (skipped)"
+        people = f" ({self.negative} negative, {self.fine} fine)" if self.negative + self.fine else ""
+        if self.verdict == "fine":
+            return f"fine{people}"
+        frames = "" if self.frames is None else f", frames {self.span}"
+        return f"negative: {self.issue}{frames}{people or ' (by its flag)'}"
+
+
+def read(folder: Path) -> pa.Table:
+    """All review rows of a negatives folder (schema `REVIEWS`); none when nobody has reviewed.
+
+    Raises:
+        EchoForgeError: a part that cannot be read, or a row that breaks the rules of :func:`check`.
+    """
+    tables = [read_part(path) for path in sorted((folder / FOLDER).glob("*.parquet"))]
+    return pa.concat_tables(tables) if tables else REVIEWS.empty_table()
+
+
+def read_part(path: Path) -> pa.Table:
+    """The rows of one part.
+
+    Raises:
+        EchoForgeError: as :func:`read`.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        if missing := [name for name in NEEDED if name not in table.schema.names]:
+            raise EchoForgeError(f"the reviews in {path} have no column '{missing[0]}'; correct or remove the file.")
+        columns = [
+            table[field.name] if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
+            for field in REVIEWS
+        ]
+        table = pa.table(columns, names=REVIEWS.names).cast(REVIEWS)
+    except (pa.ArrowException, OSError) as error:
+        raise EchoForgeError(f"the reviews in {path} cannot be read ({error}); correct or remove the file.") from error
+    for number, row in enumerate(table.to_pylist(), 1):
+        check(row, f"{path} row {number} ({row['negative_id']})")
+        if row["time"] is None:
+            raise EchoForgeError(f"{path} row {number} ({row['negative_id']}): no time; correct or remove the file.")
+    return table
+
+
+def check(row: Mapping[str, Any], where: str) -> None:
+    """Refuse a row that is no review.
+
+    Args:
+        where: how the error names the row.
+
+    Raises:
+        EchoForgeError: an unknown verdict or issue, no reviewer, or an empty range of frames.
+    """
+    if row.get("verdict") not in VERDICTS:
+        raise EchoForgeError(f"{where}: verdict '{row.get('verdict')}' is not one of {', '.join(VERDICTS)}.")
+    if row.get("issue") is not None and row["issue"] not in ISSUES:
+        raise EchoForgeError(f"{where}: issue '{row['issue']}' is not one of {', '.join(ISSUES)}.")
+    start, end = row.get("frame_start"), row.get("frame_end")
+    low = 0 if start is None else start
+    if low < 0 or (end is not None and end <= low):
+        raise EchoForgeError(f"{where}: frames [{low}, {'end' if end is None else end}) are empty or negative.")
+    if not row.get("reviewer"):
+        raise EchoForgeError(f"{where}: no reviewer.")
+
+
+def latest(reviews: pa.Table) -> list[dict[str, Any]]:
+    """The vote of each (negative, reviewer), sorted by them: rule 1."""
+    votes: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in sorted(reviews.to_pylist(), key=_order):
+        votes[row["negative_id"], row["reviewer"]] = row
+    return [votes[key] for key in sorted(votes)]
+
+
+def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    start, end = (-1 if row[name] is None else row[name] for name in ("frame_start", "frame_end"))
+    return row["time"], _TIE.index(row["verdict"]), row["issue"] or "", start, end, row["note"] or ""
+
+
+def judgements(gathered: pa.Table, reviews: pa.Table, *, accept_flags: bool) -> dict[str, Judgement]:
+    """What each gathered sample counts as, by its id, in the order of ``gathered``.
+
+    Args:
+        gathered: with the columns ``negative_id`` and ``flags`` of `dataset_schema.NEGATIVES`.
+        reviews: as :func:`read` gives them; rows of samples that were not gathered are not looked at.
+        accept_flags: an open sample with a flag counts as negative (rule 7).
+    """
+    votes: dict[str, list[dict[str, Any]]] = {}
+    for row in latest(reviews):
+        votes.setdefault(row["negative_id"], []).append(row)
+    return {
+        row["negative_id"]: judge(votes.get(row["negative_id"], []), row["flags"] or [], accept_flags=accept_flags)
+        for row in gathered.select(["negative_id", "flags"]).to_pylist()
+    }
+
+
+def judge(
+    votes: Sequence[Mapping[str, Any]], flags: Sequence[Mapping[str, Any]] = (), *, accept_flags: bool = False
+) -> Judgement:
+    """What one sample counts as: rules 2 to 7.
+
+    Args:
+        votes: one row per reviewer, in any order.
+        flags: `issue` and `severity` of what the measures suspect.
+    """
+    against = [row for row in votes if row["verdict"] == "negative"]
+    fine = sum(row["verdict"] == "fine" for row in votes)
+    if len(against) > fine:
+        issue = _most(Counter(row["issue"] for row in against if row["issue"]))
+        return Judgement("negative", issue or "other", _union(against), len(against), fine)
+    if fine:
+        return Judgement("fine", None, None, len(against), fine)
+    if votes:
+        return Judgement("skip")
+    if not accept_flags:
+        return Judgement(None)
+    severity: dict[str, float] = {}
+    for flag in flags:
+        severity[flag["issue"]] = max(flag["severity"] or 0.0, severity.get(flag["issue"], 0.0))
+    return Judgement("negative", _most(severity)) if severity else Judgement("fine")
+
+
+def _most(weights: Mapping[str, float]) -> str | None:
+    """The issue with the largest number; of equal ones the first in the order of `ISSUES`."""
+    known = {name: number for number, name in enumerate(ISSUES)}
+    return min(weights, key=lambda name: (-weights[name], known.get(name, len(known)), name), default=None)
+
+
+def _union(votes: Iterable[Mapping[str, Any]]) -> Frames | None:
+    """Rule 5; None: all frames."""
+    ranges = sorted(
+        ((row["frame_start"] or 0, row["frame_end"]) for row in votes),
+        key=lambda pair: (pair[0], pair[1] is None, pair[1] or 0),
+    )
+    joined: list[tuple[int, int | None]] = []
+    for start, end in ranges:
+        last = joined[-1] if joined else None
+        if last is not None and (last[1] is None or start <= last[1]):
+            joined[-1] = last[0], None if last[1] is None or end is None else max(last[1], end)
+        else:
+            joined.append((start, end))
+    return None if joined[0] == (0, None) else tuple(joined)
