@@ -257,9 +257,12 @@ class Ledger:
         """
         schema = self.tables[name]
         keep = columns or schema.names
+        kind = pa.list_(pa.struct([schema.field(column) for column in keep]))
         seen: set[str] = set()
         for part in self._parts():
             table = _read(part.url, ["unit", *(f"{name}.list.element.{column}" for column in keep)])
+            if name not in table.schema.names:  # an older version wrote it, which knew none of these columns
+                table = _read(part.url, ["unit", name])
             ids = table["unit"].to_pylist()
             mask = []
             for unit in ids:
@@ -267,7 +270,7 @@ class Ledger:
                 seen.add(unit)
             if not all(mask):
                 table = table.filter(pa.array(mask))
-            rows = pc.list_flatten(table[name].combine_chunks())
+            rows = pc.list_flatten(table[name].cast(kind).combine_chunks())  # columns that a part lacks are null
             if len(rows):
                 yield pa.Table.from_struct_array(rows).select(keep)
 
@@ -300,7 +303,7 @@ class Ledger:
             return 0
         gone = 0
         for group in _groups(parts, target_mb * 2**20):
-            table = pa.concat_tables(_read(p.url) for p in group)
+            table = pa.concat_tables(_read(p.url).select(self.schema.names).cast(self.schema) for p in group)
             table = table.take(pa.array(_first(table["unit"]), pa.int64()))
             name = f"m-{unit_id(*sorted(table['unit'].to_pylist()))}.parquet"
             store.write_table(store.join(self.parts, name), table, row_group=_MERGED_GROUP)

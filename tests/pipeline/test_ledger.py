@@ -81,3 +81,17 @@ def test_quarantine_is_a_readable_file(tmp_path: Path) -> None:
     assert where.quarantined()["u1"].key == 'a "name"\n'
     where.release("u1")
     assert where.quarantined() == {}
+
+
+def test_parts_of_an_older_version_lack_columns_and_are_read_and_merged(tmp_path: Path) -> None:
+    now = ledger(tmp_path)
+    old = Ledger(str(tmp_path), {"a": pa.schema([("n", pa.int64())]), "b": TABLES["b"]}, {"op": "1"})
+    for n in range(4):
+        item = finished(n)
+        old.commit([Finished(item.unit, Result({"a": [{"n": n}], "b": []}), 0.1)], "v")
+    now.commit([finished(4)], "v")
+    for _ in range(2):
+        assert rows(now) == [0, 1, 2, 3, 4]
+        tags = [tags for part in now.read("a", columns=["tags"]) for tags in part["tags"].to_pylist()]
+        assert [tag for tag in tags if tag is not None] == [["t"]] and len(tags) == 5
+        now.merge(fewer_than=1)
