@@ -29,6 +29,7 @@ VIDEOS = pa.schema(
         ("video_id", pa.string()),
         ("source_uri", pa.string()),
         ("bytes", pa.int64()),
+        ("source_tag", pa.string()),  # modification time in ns, or an object's tag, when it was curated
         ("container", pa.string()),
         ("vcodec", pa.string()),
         ("acodec", pa.string()),

@@ -42,6 +42,7 @@ class Video:
     """The payload of a unit."""
 
     source: Source
+    tag: str | None = None  # modification time or object tag, as listed before the file is read
     earlier: tuple[str, reuse.Earlier] | None = None  # the unit's id, and where its rows of other parameters are
 
 
@@ -61,6 +62,7 @@ class CurateWorker:
             video, clips = self._analyse(str(path), payload)
         for row in (video, *clips):
             row["source_uri"] = store.redact(uri)
+        video["source_tag"] = payload.tag
         return Result({"videos": [video], "clips": clips}, float(video.get("duration_s") or 0.0), self._watch.read())
 
     def _analyse(self, path: str, payload: Video) -> Rows:
@@ -176,14 +178,14 @@ def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = N
     """One video as a unit; ``there`` is its entry in a listing, if one was made, ``sidecars`` what lies beside it."""
     try:
         there = there or store.entry(source.uri)
-        size, tag = there.size, there.tag
+        size, tag, seen = there.size, there.tag, there.tag or None
     except (OSError, EchoForgeError):
-        size, tag = 0, "unreadable"  # the analysis will say why, in a row
+        size, tag, seen = 0, "unreadable", None  # the analysis will say why, in a row
     execution = cfg.execution
     said = (*source.spans, *(getattr(source, key) for key in SAID))
     return Unit(
         id=unit_id(source.uri, size, tag, repr(said), *([sidecars] if sidecars else [])),
-        payload=Video(source),
+        payload=Video(source, seen),
         key=_key(source.uri) if store.is_remote(source.uri) else source.uri,
         fingerprint=f"{size}:{tag}",
         cost=float(max(size, 1)),

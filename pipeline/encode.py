@@ -33,6 +33,7 @@ from model.encoders import (
     load_image_encoder,
     load_text_encoder,
 )
+from pipeline import identity
 from pipeline.config import EncodeConfig
 from pipeline.tar_writer import ShardSample
 from pipeline.texts import text_key
@@ -81,11 +82,11 @@ def encode_group(
 ) -> tuple[list[ShardSample], list[dict[str, Any]], list[dict[str, str]]]:
     """Encode planned samples (`shard_plan.samples_of`) of one bucket.
 
-    A clip that cannot be read is left out and named; the batches are cut from the plan before reading, so that it
-    changes no other sample's company.
+    A clip that cannot be read, or whose file is not the one that was curated (`pipeline.identity`), is left out and
+    named; the batches are cut from the plan before reading, so that it changes no other sample's company.
 
     Returns:
-        (samples to write, index rows without `tensors` and `members`, failures as {sample_id, source_uri, cause}).
+        (samples to write, index rows without `tensors` and `members`, failures as rows of `shard.FAILED`).
     """
     written: list[ShardSample] = []
     rows: list[dict[str, Any]] = []
@@ -96,9 +97,8 @@ def encode_group(
             try:
                 batch.append((sample, _read(sample, cfg)))
             except (EchoForgeError, OSError) as error:
-                failed.append(
-                    {"sample_id": sample["sample_id"], "source_uri": sample["source_uri"], "cause": str(error)}
-                )
+                names = {key: sample[key] for key in ("sample_id", "video_id", "source_uri")}
+                failed.append(names | {"cause": str(error)})
         if batch:
             videos = torch.stack([_to_video(clip.frames) for _, clip in batch]).to(cfg.device)
             pictures = _encode_pictures([s for s, _ in batch], videos, encoders, cfg)
@@ -112,6 +112,8 @@ def encode_group(
 
 
 def _read(sample: dict[str, Any], cfg: EncodeConfig) -> Clip:
+    if not sample.get("stored"):  # a copy out of the dataset is no source
+        identity.check(sample)
     start = sample["start_frame"]
     return read_clip(
         sample["source_uri"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, P
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, FPS, VIDEOS
 from model.config import ModelConfig
-from pipeline import card, engine, shard_plan, store, superseded, texts
+from pipeline import card, engine, identity, shard_plan, store, superseded, tables, texts
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
@@ -32,7 +33,9 @@ from pipeline.shards_stats import read_index, stats_of
 from pipeline.summary import made_with, standing
 from pipeline.tar_writer import write_tar
 
-FAILED = pa.schema([("sample_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())])
+FAILED = pa.schema(
+    [("sample_id", pa.string()), ("video_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())]
+)
 ENCODED = pa.schema([field for field in INDEX if field.name != "reason"])
 """What the ledger holds of a sample; the reason is found when the index is written."""
 TABLES = {"samples": ENCODED, "failed": FAILED, "texts": texts.TEXTS}
@@ -125,8 +128,8 @@ def shard(
     """
     out = out.rstrip("/")
     cfg = config.pipeline
-    clips = read_clips(catalog_dir)
-    videos = read_videos(catalog_dir)
+    clips = tables.read(catalog_dir, "clips", CLIPS)
+    videos = tables.read(catalog_dir, "videos", VIDEOS)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
     if not kept.num_rows:
         state = standing(catalog_dir, videos, clips, made_with(catalog_dir))
@@ -134,7 +137,7 @@ def shard(
         raise EchoForgeError("\n".join([what, *state.why(), *state.next_steps()]))
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
-    planned = kept.slice(0, limit)
+    planned = identity.attach(kept.slice(0, limit), videos)
     plans = extend_plans(out, planned, cfg, parameters, encoders)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
     units = texts.text_units(plans, encoders.text.digest)
@@ -155,8 +158,7 @@ def shard(
     )
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
     table = join_fields(out, table)
-    failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
-    causes = [f"{row['source_uri']}: {row['cause']}" for row in failed]
+    causes = _causes([row for part in ledger.read("failed") for row in part.to_pylist()], videos)
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
     curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))
@@ -171,28 +173,18 @@ def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeCo
     return worker
 
 
-def read_clips(catalog_dir: str) -> pa.Table:
-    """The clips table of a catalog.
+def _causes(failed: list[dict[str, Any]], videos: pa.Table) -> list[str]:
+    """Why samples are left out, each file and cause once.
 
-    Raises:
-        EchoForgeError: there is none.
+    A file that changed is not named any more when the catalog knows its new content: it was curated again.
     """
-    return _read_parts(catalog_dir, "clips", CLIPS)
-
-
-def read_videos(catalog_dir: str) -> pa.Table:
-    """The videos table of a catalog."""
-    return _read_parts(catalog_dir, "videos", VIDEOS)
-
-
-def _read_parts(catalog_dir: str, name: str, schema: pa.Schema) -> pa.Table:
-    tables = []
-    for part in store.listing(store.join(catalog_dir, name), ".parquet"):
-        with store.parquet(part.url) as file:
-            tables.append(file.read(columns=schema.names).select(schema.names).cast(schema))
-    if not tables:
-        raise EchoForgeError(f"'{catalog_dir}' holds no catalog ({name}/*.parquet); make one with `curate`.")
-    return pa.concat_tables(tables).combine_chunks()
+    now = dict(zip(videos["source_uri"].to_pylist(), videos["video_id"].to_pylist(), strict=True))
+    told = Counter(
+        f"{row['source_uri']}: {row['cause']}"
+        for row in failed
+        if row["cause"] != identity.CAUSE or now.get(row["source_uri"], row["video_id"]) == row["video_id"]
+    )
+    return [cause if count == 1 else f"{cause} ({count} samples)" for cause, count in told.items()]
 
 
 def _parameters(cfg: PipelineConfig, encoders: Encoders) -> dict[str, str]:

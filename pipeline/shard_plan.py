@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from configs.dataset_schema import SPLITS
 from configs.errors import ConfigError
-from pipeline import buckets
+from pipeline import buckets, identity
 from pipeline.config import BucketsConfig, ShardsConfig
 
 PLAN = pa.schema(
@@ -55,6 +55,7 @@ def samples_of(row: Mapping[str, Any], cfg: BucketsConfig, encoders: str) -> lis
                 "clip_id": row["clip_id"],
                 "video_id": row["video_id"],
                 "source_uri": row["source_uri"],
+                **{name: row.get(name) for name in identity.COLUMNS},
                 "start_frame": row["start_frame"] + start,
                 "bucket": bucket,
                 "F": frames,

@@ -18,7 +18,7 @@ from configs import aliases
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from model.config import ModelConfig
-from pipeline import card, engine, store
+from pipeline import card, engine, identity, store
 from pipeline.config import EncodeConfig
 from pipeline.encode import encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
@@ -68,12 +68,21 @@ class FieldWorker:
         return Result({"fields": entries})
 
     def _readable(self, sample: dict[str, Any], mp4: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
-        """The sample as it is while its source is there; else with its stored `.mp4` (the clip at bucket size)."""
-        if mp4 is None or store.exists(sample["source_uri"]):
+        """The sample as it is while its source is there, as it was curated; else with its stored `.mp4` (the clip at
+        bucket size)."""
+        if mp4 is None or _as_curated(sample):
             return sample
         copy = folder / f"{sample['sample_id']}.mp4"
         copy.write_bytes(store.read_range(store.join(self.dataset, mp4["tar"]), mp4["offset"], mp4["length"]))
-        return sample | {"source_uri": str(copy), "start_frame": 0, "crop": None, "offset_samples": 0}
+        return sample | {"source_uri": str(copy), "start_frame": 0, "crop": None, "offset_samples": 0, "stored": True}
+
+
+def _as_curated(sample: dict[str, Any]) -> bool:
+    try:
+        identity.check(sample)
+    except identity.SourceChanged:
+        return False
+    return store.exists(sample["source_uri"])
 
 
 def add(

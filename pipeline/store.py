@@ -178,7 +178,7 @@ def folders(url: str) -> list[str]:
 
 
 def entry(url: str) -> Entry:
-    """Size and tag of one file, without reading it.
+    """Size and tag of one file as they are now, without reading it.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -188,6 +188,7 @@ def entry(url: str) -> Entry:
         stat = os.stat(path)  # noqa: PTH116 - a million of these: no Path is made
         return Entry(url, path.rpartition("/")[2], stat.st_size, str(stat.st_mtime_ns))
     fs, path = filesystem(url)
+    fs.invalidate_cache()
     info = retrying(lambda: fs.info(path), f"looking at '{url}'")
     return Entry(url, name_of(url), int(info.get("size") or 0), _tag(info))
 

@@ -9,13 +9,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from configs import aliases, schema
 from configs.errors import EchoForgeError
 from curation.backends import parameters
-from curation.catalog import clip_id, video_id
+from curation.catalog import VIDEOS, clip_id, video_id
 from curation.inputs import decides, operators_of
 from pipeline import catalog, curate, redecide, store, tables
 
@@ -166,6 +167,8 @@ def test_a_catalog_grows_and_a_changed_file_replaces_its_rows(videos: Path, tmp_
     run(videos, out)
     assert CALLS == ["a.mp4"]
     assert len(rows(out, "videos")) == 4 and len(rows(out)) == 7
+    tags = {row["source_uri"]: row["source_tag"] for row in rows(out, "videos")}
+    assert tags == {uri: str(Path(uri).stat().st_mtime_ns) for uri in tags} and tags[str(videos / "a.mp4")] == "1"
 
 
 def test_a_changed_caption_is_read_again_and_only_that(videos: Path, tmp_path: Path) -> None:
@@ -259,6 +262,9 @@ def test_sources_and_catalog_in_an_object_store_and_no_credentials_there(
     config = schema.load("tiny", ["execution.rows_per_file=4", "decide.min_sharpness=0.3"])
     summary = curate.curate([f"{s3}/raw"], out, config, inline=True)
     assert summary.clips == {"keep": 8, "reject": 2} and len(summary.set_aside) == 1
+    table = tables.read(out, "videos", VIDEOS)
+    analysed = table.filter(pc.is_valid(table["video_id"])).to_pylist()
+    assert len(analysed) == 3 and all(row["source_tag"] == store.entry(row["source_uri"]).tag for row in analysed)
     CALLS.clear()
     again = curate.curate([f"{s3}/raw"], out, config, inline=True)
     assert CALLS == [] and again.clips == summary.clips

@@ -16,6 +16,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -38,6 +39,7 @@ from train.config import KeepConfig
 from train.index import open_index
 from train.loader import Loader
 from train.streaming import stream
+from workflows.sync_fit import fit
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = schema.load("tiny", ["shards.target_mb=1"])
@@ -309,6 +311,92 @@ def test_an_unreadable_clip_is_named_and_changes_no_other_sample(world: Path, tm
     summary = shard(str(few), str(tmp_path / "d"), CONFIG, inline=True)
     assert any("gone.mp4" in cause for cause in summary.failed)
     assert rows[1]["clip_id"] not in pq.read_table(tmp_path / "d" / INDEX_FILE)["clip_id"].to_pylist()
+
+
+def as_curated(root: Path, n: int, name: str, home: str) -> tuple[Path, list[dict[str, Any]]]:
+    """A catalog whose sources are copies below ``home``, with the size and tag that `curate` would note."""
+    where = make_catalog(root, n, name)
+    found = {}
+    for table, kept in (("videos", catalog.VIDEOS), ("clips", catalog.CLIPS)):
+        rows = pq.read_table(where / table / "part-0.parquet").to_pylist()
+        for row in rows:
+            data = Path(row["source_uri"]).read_bytes()
+            row["source_uri"] = uri = store.join(home, Path(row["source_uri"]).name)
+            if table == "videos":
+                store.write_bytes(uri, data)
+                row |= {"bytes": len(data), "source_tag": store.entry(uri).tag}
+        pq.write_table(catalog.table(rows, kept), where / table / "part-0.parquet")
+        found[table] = rows
+    return where, found["clips"]
+
+
+def clips_in(dataset: Path) -> set[str]:
+    return set(pq.read_table(dataset / INDEX_FILE)["clip_id"].to_pylist())
+
+
+@pytest.mark.parametrize("remote", [False, True], ids=["disk", "object store"])
+def test_a_file_replaced_after_curate_is_left_out_and_named_once(
+    world: Path, tmp_path: Path, remote: bool, request: pytest.FixtureRequest
+) -> None:
+    home = f"{request.getfixturevalue('s3')}/sources" if remote else str(tmp_path / "sources")
+    where, clips = as_curated(world, 3, f"replaced-{remote}", home)
+    uris = [clip["source_uri"] for clip in clips]
+    store.write_bytes(uris[0], store.read_bytes(uris[1]))  # another video under the old name
+    tail = store.read_bytes(uris[2])
+    store.write_bytes(uris[2], tail[:-1] + bytes([tail[-1] ^ 1]))  # as long as before, one bit differs
+    store.write_bytes(uris[1], store.read_bytes(uris[1]))  # touched: the same bytes, a new time
+    summary = shard(str(where), str(tmp_path / "d"), CONFIG, inline=True)
+    assert clips_in(tmp_path / "d") == {clips[1]["clip_id"]}
+    left = [line for line in summary.failed if "changed since it was curated; run `curate` again" in line]
+    assert sorted(line.partition(": changed")[0] for line in left) == sorted([uris[0], uris[2]])
+    assert len(summary.failed) == len(left)
+    whole = pq.read_table(world / "dataset" / INDEX_FILE).to_pylist()
+    at = next(i for i, row in enumerate(whole) if row["clip_id"] == clips[1]["clip_id"])
+    touched, as_ever = sample_of(tmp_path / "d")[1], sample_of(world / "dataset", at)[1]
+    assert all(torch.equal(touched[name].nan_to_num(), as_ever[name].nan_to_num()) for name in as_ever)
+
+
+def test_a_source_whose_size_and_time_agree_is_not_read_to_compare_it(world: Path, tmp_path: Path) -> None:
+    """Its id is not the hash of its bytes here, and nobody finds out; without the time somebody does."""
+    where, clips = as_curated(world, 2, "trusted", str(tmp_path / "sources"))
+    for table, kept in (("videos", catalog.VIDEOS), ("clips", catalog.CLIPS)):
+        rows = pq.read_table(where / table / "part-0.parquet").to_pylist()
+        rows = [row | {"video_id": f"{k:016x}"} for k, row in enumerate(rows)]
+        if table == "videos":
+            rows[1]["source_tag"] = None  # a catalog of an older version
+        pq.write_table(catalog.table(rows, kept), where / table / "part-0.parquet")
+    summary = shard(str(where), str(tmp_path / "d"), CONFIG, inline=True)
+    assert clips_in(tmp_path / "d") == {clips[0]["clip_id"]}
+    assert [line.partition(": ")[0] for line in summary.failed] == [clips[1]["source_uri"]]
+
+
+def test_sync_fit_leaves_out_a_file_that_was_replaced_and_says_so(world: Path, tmp_path: Path) -> None:
+    where, clips = as_curated(world, 2, "fitted", str(tmp_path / "sources"))
+    Path(clips[0]["source_uri"]).write_bytes(b"replaced")
+    with pytest.raises(EchoForgeError, match=r"Left out: .*changed since it was curated") as caught:
+        fit(str(where), tmp_path / "fit.safetensors", CONFIG, domain="two puppets, too few to fit on")
+    assert clips[0]["source_uri"] in str(caught.value) and clips[1]["source_uri"] not in str(caught.value)
+
+
+def test_after_curating_again_the_new_file_is_encoded_and_the_old_cause_is_gone(world: Path, tmp_path: Path) -> None:
+    where, clips = as_curated(world, 3, "recurated", str(tmp_path / "sources"))
+    other = next(
+        p for p in (world / "videos").glob("*.mp4") if p.name not in {Path(c["source_uri"]).name for c in clips}
+    )
+    Path(clips[0]["source_uri"]).write_bytes(other.read_bytes())
+    assert shard(str(where), str(tmp_path / "d"), CONFIG, inline=True).failed
+    video = catalog.video_id(other)
+    for table, kept in (("videos", catalog.VIDEOS), ("clips", catalog.CLIPS)):
+        rows = pq.read_table(where / table / "part-0.parquet").to_pylist()
+        rows[0] |= {"video_id": video}
+        if table == "clips":
+            rows[0] |= {"clip_id": catalog.clip_id(video, 2, 40), "end_frame": 40}
+        else:
+            there = store.entry(clips[0]["source_uri"])
+            rows[0] |= {"bytes": there.size, "source_tag": there.tag}
+        pq.write_table(catalog.table(rows, kept), where / table / "part-0.parquet")
+    summary = shard(str(where), str(tmp_path / "d"), CONFIG, inline=True)
+    assert catalog.clip_id(video, 2, 40) in clips_in(tmp_path / "d") and not summary.failed
 
 
 def test_refusals(world: Path, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""Whether a source is still the file that was curated.
+
+A clip of a catalog names frames of certain bytes (`video_id` is their hash). Between `curate` and a later command the
+file may have been replaced under the same name. Size and modification time (of an object its tag) are looked at first,
+which reads nothing; only when one of them cannot say is the content hashed. So a touched or copied file is recognised,
+at the cost of reading it once per process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.errors import EchoForgeError
+from curation import catalog
+from pipeline import store
+
+CAUSE = "changed since it was curated; run `curate` again"
+COLUMNS = ("source_bytes", "source_tag")
+"""What :func:`attach` adds to clips and a planned sample carries; null where the catalog does not know."""
+
+
+class SourceChanged(EchoForgeError):
+    """The file is not the one that the catalog describes."""
+
+
+def attach(clips: pa.Table, videos: pa.Table) -> pa.Table:
+    """``clips`` with size and tag of their sources as they were when they were curated (:data:`COLUMNS`).
+
+    Args:
+        clips: with ``video_id`` and ``source_uri``.
+        videos: schema `VIDEOS`.
+    """
+    videos = videos.combine_chunks()
+    row = pc.index_in(clips["source_uri"], value_set=videos["source_uri"].combine_chunks())
+    same = pc.fill_null(pc.equal(videos["video_id"].take(row), clips["video_id"]), False)
+    for name, source in zip(COLUMNS, ("bytes", "source_tag"), strict=True):
+        values = videos[source].take(row)
+        clips = clips.append_column(name, pc.if_else(same, values, pa.scalar(None, values.type)))
+    return clips
+
+
+def check(row: Mapping[str, Any]) -> None:
+    """Compare the source of a clip or planned sample with what the catalog says of it.
+
+    Args:
+        row: ``source_uri``, ``video_id`` and where known :data:`COLUMNS`.
+
+    Raises:
+        SourceChanged: the file has other content.
+        StoreError: the store does not answer. A file that is gone raises nothing here: reading it says so.
+    """
+    uri, size, tag = row["source_uri"], row.get("source_bytes"), row.get("source_tag")
+    try:
+        there = store.entry(uri)
+        if size is not None and there.size and there.size != size:  # 0: a server that does not say
+            raise SourceChanged(CAUSE)
+        if size is not None and there.size == size and tag and there.tag == tag:
+            return
+        if _content(uri, there.size, there.tag) != row["video_id"]:
+            raise SourceChanged(CAUSE)
+    except FileNotFoundError:
+        return
+
+
+@lru_cache(maxsize=4096)
+def _content(uri: str, size: int, tag: str) -> str:
+    """The `video_id` of what lies at ``uri`` now; a file of another size or tag is hashed again."""
+    with store.local_copy(uri) as path:
+        return catalog.video_id(path)
+
+
+def unchanged(rows: Iterable[Mapping[str, Any]], left_out: dict[str, str]) -> Iterator[Mapping[str, Any]]:
+    """The rows whose source is the one that was curated; the others' sources go to ``left_out``, with the cause."""
+    for row in rows:
+        try:
+            check(row)
+        except SourceChanged as error:
+            left_out[row["source_uri"]] = str(error)
+        else:
+            yield row
