@@ -370,11 +370,10 @@ def catalog_report(
     set_: Set = None,
 ) -> None:
     """Write the report again: one self-contained page."""
-    from curation.report import write_report
+    from pipeline import catalog as ops
 
-    target = out or Path(catalog) / "report.html"
-    write_report(Path(catalog), target, _config_of(catalog, ctx, preset, set_).curation)
-    console.print(f"report: {target}")
+    target = None if out is None else str(out)
+    console.print(f"report: {ops.report(catalog, target, _config_of(catalog, ctx, preset, set_).curation)}")
 
 
 # ------------------------------------------------------------------------------------------------- shards
@@ -589,15 +588,16 @@ def sync_fit(
     set_: Set = None,
 ) -> None:
     """Fit a small SyncNet on your own clips: for languages, singing or drawings that the public one never saw."""
-    from curation.sync.fit import fit_from_clips
-    from curation.sync.gather import catalog_clips, catalog_rows
+    from workflows.sync_fit import fit
 
     config = _config(ctx, preset, set_)
     with console.status("fitting") as status:
-        report = fit_from_clips(
-            catalog_clips(catalog_rows(catalog)), out, config.curation.sync, domain=domain, seed=config.seed,
+        report, left_out = fit(
+            catalog, out, config, domain=domain,
             progress=lambda step, steps, loss: status.update(f"fitting: step {step} of {steps}, loss {loss:.3f}"),
         )  # fmt: skip
+    for line in left_out:
+        console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
     _print_table(str(out), ["card", ""], [[name, value] for name, value in report.card.items()])
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from PIL import Image
 
 from configs.errors import EchoForgeError
-from curation.catalog import CLIPS, FPS, VIDEOS
+from curation.catalog import CLIPS, FPS
 from curation.config import CurationConfig
 from curation.report_charts import WhatIf, failed_rules, histogram, only_this, what_if
 from curation.rules import rules
@@ -33,29 +31,15 @@ _SIGNS = {">=": "≥", "<=": "≤", "abs<=": "± ≤"}
 _LABELS = {"keep": "kept", "hold": "on hold", "reject": "rejected", "error": "unreadable"}
 
 
-def write_report(catalog_dir: str | Path, out_html: str | Path, cfg: CurationConfig) -> Path:
-    """Write the report of a catalog folder (``videos/*.parquet``, ``clips/*.parquet``, ``run.json`` if there).
+def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str, Any]) -> str:
+    """The report of a catalog as one page.
 
     The tables' own verdicts are shown; thresholds drawn are those of ``cfg``. Sources that are gone cost thumbnails,
     nothing else.
 
-    Raises:
-        EchoForgeError: the folder holds no catalog.
+    Args:
+        run: what ``run.json`` says of the catalog; may be empty.
     """
-    folder = Path(catalog_dir)
-    videos, clips = _read(folder / "videos", VIDEOS), _read(folder / "clips", CLIPS)
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8")) if (folder / "run.json").exists() else {}
-    page = render(videos, clips, cfg, run)
-    out = Path(out_html)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    part.replace(out)
-    return out
-
-
-def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str, Any]) -> str:
-    """The page as text; see :func:`write_report`."""
     hours = _hours(clips)
     verdicts = np.asarray(clips["verdict"].to_pylist(), dtype=object)
     codes = failed_rules(clips)
@@ -74,14 +58,6 @@ def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str
         held=_held(clips),
         run=run,
     )
-
-
-def _read(folder: Path, schema: pa.Schema) -> pa.Table:
-    if not folder.is_dir() or not any(folder.glob("*.parquet")):
-        raise EchoForgeError(
-            f"{folder.parent} holds no catalog ({folder.name}/*.parquet is missing); run `curate` first."
-        )
-    return ds.dataset(sorted(str(p) for p in folder.glob("*.parquet")), schema=schema, format="parquet").to_table()
 
 
 def _hours(clips: pa.Table) -> np.ndarray:

@@ -14,14 +14,15 @@ from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
+from curation.report import render
 from pipeline import store
 from pipeline.ledger import Ledger
 from pipeline.redecide import configuration, redecide
 from pipeline.reuse import latest
 from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, standing
-from pipeline.tables import read
+from pipeline.tables import find_clip, read
 
-__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "status"]
+__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "report", "status"]
 
 
 @dataclass(frozen=True)
@@ -135,15 +136,24 @@ def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
     if len(ids) != 1:
         hint = f"'{clip}' begins {len(ids)} ids" if ids else f"no clip's id begins with '{clip}'"
         raise EchoForgeError(f"{hint} in {catalog_dir}; see the clip_id column of clips/*.parquet.")
-    row = _row(catalog_dir, ids[0])
+    row = find_clip(catalog_dir, ids[0])
+    if row is None:
+        raise EchoForgeError(f"clip '{ids[0]}' went away while '{catalog_dir}' was read; run again.")
     return Explanation(row, explain_row(row, cfg))
 
 
-def _row(catalog_dir: str, clip: str) -> dict[str, Any]:
-    for part in store.listing(store.join(catalog_dir, "clips"), ".parquet"):
-        with store.parquet(part.url) as file:
-            at = pc.index(file.read(columns=["clip_id"])["clip_id"], clip).as_py()
-            if at >= 0:
-                row: dict[str, Any] = file.read().slice(at, 1).to_pylist()[0]
-                return row
-    raise EchoForgeError(f"clip '{clip}' went away while '{catalog_dir}' was read; run again.")
+def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
+    """Write the report of a catalog's tables as they are, with the thresholds of ``cfg`` drawn in; returns where.
+
+    Args:
+        out: the page; None: ``report.html`` in the catalog.
+
+    Raises:
+        EchoForgeError: no catalog, or its tables are half-written.
+    """
+    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
+    url = store.join(catalog_dir, "run.json")
+    run = json.loads(store.read_bytes(url)) if store.exists(url) else {}
+    target = out or store.join(catalog_dir, "report.html")
+    store.write_bytes(target, render(videos, clips, cfg, run).encode())
+    return target

@@ -1,5 +1,8 @@
 """The tables of a catalog: decided over the whole corpus, read and written piece by piece.
 
+This is the only reader of catalogs: it refuses one that is half-written, and fills columns that an older version did
+not write with nulls. Everyone else is handed tables or rows.
+
 Deciding needs every clip's scores at once (copies are looked for across the corpus) but not its tracks and captions,
 which are most of the bytes. So the corpus is passed twice: once for the light columns, which are decided in memory,
 and once whole, a file at a time, to write the verdicts beside the rest.
@@ -9,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +29,12 @@ from pipeline import store
 HEAVY = ("tracks", "captions")
 LIGHT = [name for name in CLIPS.names if name not in HEAVY]
 DECIDED = ("duplicate_of", *decide_columns)
+ESSENTIAL = {
+    "videos": ("video_id", "source_uri", "verdict"),
+    "clips": ("clip_id", "video_id", "source_uri", "start_frame", "end_frame", "verdict"),
+}
+"""Columns without which a file is no table of a catalog; others are null where a file lacks them."""
+MARK = "incomplete.json"
 
 Clips = Callable[[list[str]], Iterator[pa.Table]]
 """Gives the clips with these columns, piece by piece, always in the same pieces and the same order."""
@@ -67,9 +77,9 @@ def write(out: str, videos: pa.Table, clips: Clips, cfg: CurationConfig, rows: i
     """
     light = _concat(clips(LIGHT), LIGHT)
     videos, light = decide(videos, light, cfg)
-    with changing(out):
-        pieces = _gathered(_with_verdicts(clips, light), rows)
-        _write_all(store.join(out, "clips"), pieces, ["source_uri", "start_frame"])
+    with changing(out, "curate"):
+        found = _gathered(_with_verdicts(clips, light), rows)
+        _write_all(store.join(out, "clips"), found, ["source_uri", "start_frame"])
         starts = range(0, max(videos.num_rows, 1), rows)
         _write_all(store.join(out, "videos"), (videos.slice(s, rows) for s in starts), ["source_uri"])
     return videos, light
@@ -81,68 +91,120 @@ def rewrite(out: str, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
     Returns:
         As :func:`write`.
     """
-    check(out)
-    videos = read(out, "videos", VIDEOS)
+    check(out, restart="redecide")
+    videos = pa.concat_tables(_pieces(out, "videos", VIDEOS, VIDEOS.names)).combine_chunks()
     files = store.listing(store.join(out, "clips"), ".parquet")
 
     def clips(columns: list[str]) -> Iterator[pa.Table]:
         for file in files:
-            yield _read(file.url, columns)
+            yield _piece(file.url, CLIPS, columns, ESSENTIAL["clips"])
 
     videos, light = decide(videos, _concat(clips(LIGHT), LIGHT), cfg)
-    for file, table in zip(files, _with_verdicts(clips, light), strict=True):
-        store.write_table(file.url, table)
-    start = 0
-    for file in store.listing(store.join(out, "videos"), ".parquet"):
-        with store.parquet(file.url) as old:
-            count = old.metadata.num_rows
-        store.write_table(file.url, videos.slice(start, count))
-        start += count
+    with changing(out, "redecide"):
+        for file, table in zip(files, _with_verdicts(clips, light), strict=True):
+            store.write_table(file.url, table)
+        start = 0
+        for file in store.listing(store.join(out, "videos"), ".parquet"):
+            with store.parquet(file.url) as old:
+                count = old.metadata.num_rows
+            store.write_table(file.url, videos.slice(start, count))
+            start += count
     return videos, light
 
 
 def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """One table of a catalog.
 
+    Args:
+        name, schema: ``videos`` and `VIDEOS`, or ``clips`` and `CLIPS`.
+        columns: only these, in this order. One that a file lacks (an older version wrote it) is null there.
+
     Raises:
-        EchoForgeError: there is none, or the run that wrote it was interrupted half-way.
+        EchoForgeError: there is none, its tables cannot be read, or they are half-written.
     """
+    return pa.concat_tables(pieces(out, name, schema, columns)).combine_chunks()
+
+
+def pieces(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """As :func:`read`, a file at a time; what can be refused is refused before the first one is asked for."""
     check(out)
-    names = columns or schema.names
-    tables = [_read(part.url, names) for part in store.listing(store.join(out, name), ".parquet")]
-    if not tables:
+    return _pieces(out, name, schema, columns or schema.names)
+
+
+def _pieces(out: str, name: str, schema: pa.Schema, columns: list[str]) -> Iterator[pa.Table]:
+    parts = store.listing(store.join(out, name), ".parquet")
+    if not parts:
         raise EchoForgeError(f"'{out}' holds no catalog ({name}/*.parquet); make one with `curate`.")
-    return pa.concat_tables(tables).cast(pa.schema([schema.field(n) for n in names])).combine_chunks()
+    return (_piece(part.url, schema, columns, ESSENTIAL[name]) for part in parts)
+
+
+def find_clip(out: str, clip: str) -> dict[str, Any] | None:
+    """The row of a clip (schema `CLIPS`); None where there is none. Other clips' tracks and captions are not read."""
+    check(out)
+    for part in store.listing(store.join(out, "clips"), ".parquet"):
+        ids = _piece(part.url, CLIPS, ["clip_id"], ESSENTIAL["clips"])["clip_id"]
+        at = pc.index(ids, clip).as_py()
+        if at >= 0:
+            whole = _piece(part.url, CLIPS, CLIPS.names, ESSENTIAL["clips"])
+            row: dict[str, Any] = whole.slice(at, 1).to_pylist()[0]
+            return row
+    return None
 
 
 class changing:
     """While its block runs, the tables at ``out`` are half old and half new, and :func:`check` says so."""
 
-    def __init__(self, out: str) -> None:
-        self._mark = store.join(out, "incomplete.json")
+    def __init__(self, out: str, command: str) -> None:
+        self._mark, self._command = store.join(out, MARK), command
 
     def __enter__(self) -> None:
-        store.write_bytes(self._mark, json.dumps({"why": "the tables are being written"}).encode())
+        why = {"why": "the tables are being written", "command": self._command}
+        store.write_bytes(self._mark, json.dumps(why).encode())
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             store.remove(self._mark)
 
 
-def check(out: str) -> None:
-    """Raises:
-    EchoForgeError: a run was interrupted while it wrote the tables.
+def check(out: str, restart: str = "") -> None:
+    """Refuse a catalog whose tables are half-written.
+
+    Args:
+        restart: a command that may go on when it was itself interrupted. `redecide` may: it replaces verdicts file by
+            file and keeps the rows of each.
+
+    Raises:
+        EchoForgeError: a run writes the tables now, or was interrupted while it did.
     """
-    if store.exists(store.join(out, "incomplete.json")):
-        raise EchoForgeError(
-            f"the last run of `curate` was interrupted while it wrote the tables of '{out}'; run it again, "
-            "nothing is analysed twice."
-        )
+    mark = store.join(out, MARK)
+    if not store.exists(mark):
+        return
+    command = json.loads(store.read_bytes(mark)).get("command", "curate")
+    if command == restart:
+        return
+    again = "run it again (nothing is analysed twice)" if command == "curate" else f"run `catalog {command}` again"
+    name = "curate" if command == "curate" else f"catalog {command}"
+    raise EchoForgeError(
+        f"the tables of '{out}' are half-written: `{name}` is at work, or was interrupted; if it is not running, {again}."
+    )
 
 
-def _read(url: str, columns: list[str]) -> pa.Table:
-    with store.parquet(url) as file:
-        return file.read(columns=columns).select(columns)
+def _piece(url: str, schema: pa.Schema, columns: list[str], essential: tuple[str, ...]) -> pa.Table:
+    """Columns of one file with the types of ``schema``; those that it lacks are null."""
+    try:
+        with store.parquet(url) as file:
+            have = file.schema_arrow.names
+            if missing := [name for name in essential if name not in have]:
+                raise EchoForgeError(
+                    f"'{url}' is no table of a catalog (it has no column '{missing[0]}'); make one with `curate`."
+                )
+            found = file.read(columns=[name for name in columns if name in have])
+            rows = file.metadata.num_rows
+        wanted = pa.schema([schema.field(name) for name in columns])
+        arrays = [found[f.name].cast(f.type) if f.name in have else pa.nulls(rows, f.type) for f in wanted]
+        return pa.table(arrays, schema=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise EchoForgeError(f"the table '{url}' cannot be read ({error}); run `curate` again to write it.") from error
 
 
 def _concat(pieces: Iterable[pa.Table], columns: list[str]) -> pa.Table:

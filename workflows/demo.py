@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +24,7 @@ from configs.dataset_schema import INDEX_FILE
 from configs.errors import EchoForgeError
 from configs.schema import Config
 from curation import puppets
+from curation.catalog import VIDEOS
 from curation.clipread import read_clip
 from curation.puppets import measure
 from curation.review import tables
@@ -33,6 +33,7 @@ from curation.sync.gather import puppet_clip
 from pipeline.curate import CurateSummary, curate
 from pipeline.progress import Progress
 from pipeline.shard import shard
+from pipeline.tables import read as read_catalog
 from train import negatives, stages
 from train.log import METRICS_FILE, of_kind, read_metrics
 from workflows.cycle import run_cycle
@@ -194,7 +195,7 @@ def _generate(
 def _clean(dataset: str, catalog: str, truth: dict[str, dict[str, Any]], splits: Sequence[str]) -> list[str]:
     """Clean puppets of the given splits, in their order."""
     index = pq.read_table(Path(dataset) / INDEX_FILE, columns=["video_id", "split"]).to_pandas()
-    names = pq.read_table(Path(catalog) / "videos", columns=["video_id", "source_uri"]).to_pandas()
+    names = read_catalog(catalog, "videos", VIDEOS, ["video_id", "source_uri"]).to_pandas()
     names["file"] = names["source_uri"].map(lambda uri: Path(uri).name)
     joined = index.drop_duplicates("video_id").merge(names, on="video_id")
     chosen = [
@@ -330,7 +331,8 @@ def _page(
 
 
 def _sources(out: Path, truth: dict[str, dict[str, Any]]) -> list[Source]:
-    rows = pd.read_parquet(out / "catalog" / "videos", columns=["source_uri", "verdict", "reasons"])
+    columns = ["source_uri", "verdict", "reasons"]
+    rows = read_catalog(str(out / "catalog"), "videos", VIDEOS, columns).to_pandas()
     found = []
     for row in rows.sort_values("source_uri").to_dict("records"):
         path = Path(row["source_uri"])

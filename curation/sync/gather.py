@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from configs.errors import EchoForgeError
 from curation.clipread import read_clip
 from curation.puppets import Puppet
 from curation.sync.base import CropNeed
@@ -40,24 +37,18 @@ def boxes_per_frame(track: Mapping[str, Any], frames: int) -> tuple[np.ndarray, 
     return spread(track["boxes"]), spread(track["mouth_boxes"])
 
 
-def catalog_rows(catalog: str | Path) -> Iterator[dict[str, Any]]:
-    """The rows of a catalog's clips table, part by part.
-
-    Raises:
-        EchoForgeError: the folder holds no catalog.
-    """
-    parts = sorted((Path(catalog) / "clips").glob("*.parquet"))
-    if not parts:
-        raise EchoForgeError(f"{catalog} holds no catalog (no clips/*.parquet); make one with `python cli.py curate`.")
-    for part in parts:
-        yield from pq.read_table(part).to_pylist()
+def usable(row: Mapping[str, Any]) -> bool:
+    """Whether a clip (schema `catalog.CLIPS`) has a face that may speak and is not rejected."""
+    return (
+        row.get("verdict") not in ("reject", "error")
+        and row.get("active_track") is not None
+        and bool(row.get("tracks"))
+    )
 
 
 def catalog_clips(rows: Iterable[Mapping[str, Any]], need: CropNeed = CROP) -> Iterator[SyncClip]:
-    """Read the clips of catalog rows (schema `catalog.CLIPS`) that have sound and a face and are not rejected."""
-    for row in rows:
-        if row.get("verdict") in ("reject", "error") or row.get("active_track") is None or not row.get("tracks"):
-            continue
+    """Read the clips of catalog rows that are :func:`usable` and have sound."""
+    for row in filter(usable, rows):
         start, end = int(row["start_frame"]), int(row["end_frame"])
         face, mouth = boxes_per_frame(row["tracks"][int(row["active_track"])], end - start)
         clip = read_clip(

@@ -1,0 +1,44 @@
+"""Fit a small SyncNet on the clips of a catalog: `pipeline/` reads the tables, `curation/` fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from configs.errors import EchoForgeError
+from configs.schema import Config
+from curation.catalog import CLIPS, VIDEOS
+from curation.sync.fit import FitReport, fit_from_clips
+from curation.sync.gather import catalog_clips, usable
+from pipeline import identity, tables
+
+
+def fit(
+    catalog: str, out: Path, config: Config, *, domain: str, progress: Callable[[int, int, float], None] | None = None
+) -> tuple[FitReport, list[str]]:
+    """Fit on the clips of ``catalog`` that are not rejected and write the file.
+
+    Returns:
+        (the report of the fit, one line for each source that is left out because it is not the file that was curated).
+
+    Raises:
+        EchoForgeError: no catalog, half-written tables, or too few clips.
+    """
+    videos = tables.read(catalog, "videos", VIDEOS, ["video_id", "source_uri", "bytes", "source_tag"])
+    left_out: dict[str, str] = {}
+    rows = identity.unchanged(filter(usable, _rows(tables.pieces(catalog, "clips", CLIPS), videos)), left_out)
+    clips = catalog_clips(rows)
+    try:
+        report = fit_from_clips(clips, out, config.curation.sync, domain=domain, seed=config.seed, progress=progress)
+    except EchoForgeError as error:
+        lost = "".join(f" Left out: {uri}: {cause}." for uri, cause in list(left_out.items())[:3])
+        raise EchoForgeError(f"{error}{lost}") from error
+    return report, [f"{uri}: {cause}" for uri, cause in left_out.items()]
+
+
+def _rows(pieces: Iterator[pa.Table], videos: pa.Table) -> Iterator[dict[str, Any]]:
+    for piece in pieces:
+        yield from identity.attach(piece, videos).to_pylist()
