@@ -19,13 +19,15 @@ from configs.errors import EchoForgeError
 from curation import catalog
 from pipeline import store
 
-CAUSE = "changed since it was curated; run `curate` again"
+CHANGED = "changed since it was curated; run `curate` again"
+GONE = "is not there; bring it back and run again"
+CAUSES = (CHANGED, GONE)
 COLUMNS = ("source_bytes", "source_tag")
 """What :func:`attach` adds to clips and a planned sample carries; null where the catalog does not know."""
 
 
-class SourceChanged(EchoForgeError):
-    """The file is not the one that the catalog describes."""
+class WrongSource(EchoForgeError):
+    """The file that the catalog describes is not there. The sentence is one of :data:`CAUSES`."""
 
 
 def attach(clips: pa.Table, videos: pa.Table) -> pa.Table:
@@ -51,20 +53,29 @@ def check(row: Mapping[str, Any]) -> None:
         row: ``source_uri``, ``video_id`` and where known :data:`COLUMNS`.
 
     Raises:
-        SourceChanged: the file has other content.
-        StoreError: the store does not answer. A file that is gone raises nothing here: reading it says so.
+        WrongSource: the file has other content, or is gone.
+        StoreError: the store does not answer.
     """
     uri, size, tag = row["source_uri"], row.get("source_bytes"), row.get("source_tag")
     try:
         there = store.entry(uri)
         if size is not None and there.size and there.size != size:  # 0: a server that does not say
-            raise SourceChanged(CAUSE)
+            raise WrongSource(CHANGED)
         if size is not None and there.size == size and tag and there.tag == tag:
             return
         if _content(uri, there.size, there.tag) != row["video_id"]:
-            raise SourceChanged(CAUSE)
-    except FileNotFoundError:
-        return
+            raise WrongSource(CHANGED)
+    except FileNotFoundError as error:
+        raise WrongSource(GONE) from error
+
+
+def intact(row: Mapping[str, Any]) -> bool:
+    """Whether :func:`check` has nothing against a row."""
+    try:
+        check(row)
+    except EchoForgeError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=4096)
@@ -79,7 +90,7 @@ def unchanged(rows: Iterable[Mapping[str, Any]], left_out: dict[str, str]) -> It
     for row in rows:
         try:
             check(row)
-        except SourceChanged as error:
+        except WrongSource as error:
             left_out[row["source_uri"]] = str(error)
         else:
             yield row

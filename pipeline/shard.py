@@ -138,8 +138,8 @@ def shard(
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
     planned = identity.attach(kept.slice(0, limit), videos)
-    plans = extend_plans(out, planned, cfg, parameters, encoders)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
+    plans = extend_plans(out, planned, cfg, parameters, encoders, _left_out(ledger))
     units = texts.text_units(plans, encoders.text.digest)
     units += [unit for generation, plan in plans.items() for unit in _units(generation, plan)]
     prompts = _prompts(encoders, config.model)
@@ -158,7 +158,8 @@ def shard(
     )
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
     table = join_fields(out, table)
-    causes = _causes([row for part in ledger.read("failed") for row in part.to_pylist()], videos)
+    failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
+    causes = _causes(failed, videos, set(table["sample_id"].to_pylist()))
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
     curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))
@@ -173,18 +174,24 @@ def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeCo
     return worker
 
 
-def _causes(failed: list[dict[str, Any]], videos: pa.Table) -> list[str]:
+def _left_out(ledger: Ledger) -> Counter[str]:
+    """How often each sample was left out because its source was not the one that was curated, by sample id."""
+    parts = ledger.read("failed", columns=["sample_id", "cause"])
+    return Counter(row["sample_id"] for part in parts for row in part.to_pylist() if row["cause"] in identity.CAUSES)
+
+
+def _causes(failed: list[dict[str, Any]], videos: pa.Table, encoded: set[str]) -> list[str]:
     """Why samples are left out, each file and cause once.
 
-    A file that changed is not named any more when the catalog knows its new content: it was curated again.
+    Not named any more: samples that were encoded since, and a file that changed once the catalog knows its new content.
     """
     now = dict(zip(videos["source_uri"].to_pylist(), videos["video_id"].to_pylist(), strict=True))
-    told = Counter(
-        f"{row['source_uri']}: {row['cause']}"
-        for row in failed
-        if row["cause"] != identity.CAUSE or now.get(row["source_uri"], row["video_id"]) == row["video_id"]
-    )
-    return [cause if count == 1 else f"{cause} ({count} samples)" for cause, count in told.items()]
+    told: dict[str, set[str]] = {}
+    for row in failed:
+        known = row["cause"] != identity.CHANGED or now.get(row["source_uri"], row["video_id"]) == row["video_id"]
+        if known and row["sample_id"] not in encoded:
+            told.setdefault(f"{row['source_uri']}: {row['cause']}", set()).add(row["sample_id"])
+    return [cause if len(ids) == 1 else f"{cause} ({len(ids)} samples)" for cause, ids in told.items()]
 
 
 def _parameters(cfg: PipelineConfig, encoders: Encoders) -> dict[str, str]:
@@ -193,9 +200,18 @@ def _parameters(cfg: PipelineConfig, encoders: Encoders) -> dict[str, str]:
 
 
 def extend_plans(
-    out: str, kept: pa.Table, cfg: PipelineConfig, parameters: dict[str, str], encoders: Encoders
+    out: str,
+    kept: pa.Table,
+    cfg: PipelineConfig,
+    parameters: dict[str, str],
+    encoders: Encoders,
+    left_out: Mapping[str, int],
 ) -> dict[str, pa.Table]:
     """The plans of all generations; a new one is written when ``kept`` has samples that none holds.
+
+    Args:
+        kept: with the columns of `identity.attach`.
+        left_out: :func:`_left_out`. Samples that every plan so far left out are planned again once their source is there.
 
     Raises:
         EchoForgeError: the dataset was made with other encoders or settings, or no clip fits any bucket.
@@ -211,7 +227,7 @@ def extend_plans(
                 f"dataset '{out}' ({generation}) was made with other settings ({differ}): "
                 "use the same configuration, or give another --out."
             )
-    known = {sample for plan in plans.values() for sample in plan["sample_id"].to_pylist()}
+    known = Counter(sample for plan in plans.values() for sample in plan["sample_id"].to_pylist())
     rows = kept.to_pylist()
     samples = [s for row in rows for s in shard_plan.samples_of(row, cfg.buckets, encoders.digest)]
     if not samples and not plans:
@@ -219,7 +235,9 @@ def extend_plans(
             f"none of the {len(rows)} kept clips fits a bucket: shortest length {min(cfg.buckets.lengths)} frames, "
             f"areas {list(cfg.buckets.areas)}; change buckets.lengths or buckets.areas."
         )
-    new = [sample for sample in samples if sample["sample_id"] not in known]
+    lost = {sample for sample, times in left_out.items() if times == known[sample]}
+    back = {s["sample_id"] for s in samples if s["sample_id"] in lost and identity.intact(s)}
+    new = [s for s in samples if s["sample_id"] not in known or s["sample_id"] in back]
     if new:
         taken = _taken(plans)
         group_of, split_of = shard_plan.split_groups(rows, cfg.shards, taken)

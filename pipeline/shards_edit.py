@@ -70,19 +70,11 @@ class FieldWorker:
     def _readable(self, sample: dict[str, Any], mp4: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
         """The sample as it is while its source is there, as it was curated; else with its stored `.mp4` (the clip at
         bucket size)."""
-        if mp4 is None or _as_curated(sample):
+        if mp4 is None or identity.intact(sample):
             return sample
         copy = folder / f"{sample['sample_id']}.mp4"
         copy.write_bytes(store.read_range(store.join(self.dataset, mp4["tar"]), mp4["offset"], mp4["length"]))
         return sample | {"source_uri": str(copy), "start_frame": 0, "crop": None, "offset_samples": 0, "stored": True}
-
-
-def _as_curated(sample: dict[str, Any]) -> bool:
-    try:
-        identity.check(sample)
-    except identity.SourceChanged:
-        return False
-    return store.exists(sample["source_uri"])
 
 
 def add(
@@ -117,7 +109,7 @@ def add(
         ("i2v", TASK_OF[field]) if field == "cond_flf2v_last" else (TASK_OF[field],) if field in TASK_OF else ()
     )
     cfg = replace(config.pipeline.encode, tasks=tasks, mp4=False)
-    have = set(index["sample_id"].to_pylist())
+    have = dict(zip(index["sample_id"].to_pylist(), index["generation"].to_pylist(), strict=True))
     units = _field_units(plans, have, field, _videos(index))
     encoder = config.model.codec if field in TASK_OF else config.model.audio_encoder
     ledger = Ledger(store.join(dataset, "ledger", "add"), {"fields": FIELDS}, {"field": field, "encoder": str(encoder)})
@@ -147,13 +139,13 @@ def _videos(index: pa.Table) -> dict[str, dict[str, Any]]:
 
 
 def _field_units(
-    plans: dict[str, pa.Table], have: set[str], field: str, videos: dict[str, dict[str, Any]]
+    plans: dict[str, pa.Table], have: dict[str, str], field: str, videos: dict[str, dict[str, Any]]
 ) -> list[Unit]:
     groups: dict[str, list[str]] = {}
     stored: dict[str, dict[str, Any]] = {}
-    for plan in plans.values():
+    for generation, plan in plans.items():
         for sample, tar, text in zip(*(plan[n].to_pylist() for n in ("sample_id", "tar", "sample")), strict=True):
-            if sample in have:
+            if have.get(sample) == generation:  # an earlier one may have planned it and left it out
                 groups.setdefault(tar, []).append(text)
                 stored.setdefault(tar, {}).update({sample: videos[sample]} if sample in videos else {})
     return [

@@ -30,7 +30,7 @@ from configs.errors import EchoForgeError
 from curation import catalog, puppets
 from curation.clipread import read_clip
 from model import conditions, masks
-from pipeline import store
+from pipeline import identity, shards_edit, store
 from pipeline.encode import load_encoders
 from pipeline.shard import shard
 from pipeline.shards_stats import described, read_index, stats
@@ -370,6 +370,28 @@ def test_a_source_whose_size_and_time_agree_is_not_read_to_compare_it(world: Pat
     assert [line.partition(": ")[0] for line in summary.failed] == [clips[1]["source_uri"]]
 
 
+def test_a_source_that_is_back_is_encoded_and_one_that_stays_away_is_planned_once(world: Path, tmp_path: Path) -> None:
+    where, clips = as_curated(world, 3, "away", str(tmp_path / "sources"))
+    first, second = (Path(clip["source_uri"]) for clip in clips[:2])
+    kept = first.read_bytes(), second.read_bytes()
+    first.unlink()
+    second.write_bytes(b"something else")
+    out = tmp_path / "d"
+    for _ in range(2):
+        summary = shard(str(where), str(out), CONFIG, inline=True)
+        assert sorted(summary.failed) == [f"{first}: {identity.GONE}", f"{second}: {identity.CHANGED}"]
+    assert clips_in(out) == {clips[2]["clip_id"]} and not (out / "gen-001").exists()
+    before = digests(out)
+    first.write_bytes(kept[0])
+    assert shard(str(where), str(out), CONFIG, inline=True).failed == [f"{second}: {identity.CHANGED}"]
+    second.write_bytes(kept[1])
+    for _ in range(2):
+        summary = shard(str(where), str(out), CONFIG, inline=True)
+        assert not summary.failed and summary.samples == 3 and clips_in(out) == {clip["clip_id"] for clip in clips}
+    assert before.items() < digests(out).items() and verify(str(out)).ok
+    assert shards_edit.add(str(out), "cond_avatar", CONFIG, inline=True) == 3 and verify(str(out)).ok
+
+
 def test_sync_fit_leaves_out_a_file_that_was_replaced_and_says_so(world: Path, tmp_path: Path) -> None:
     where, clips = as_curated(world, 2, "fitted", str(tmp_path / "sources"))
     Path(clips[0]["source_uri"]).write_bytes(b"replaced")
@@ -462,7 +484,6 @@ def test_a_caption_is_encoded_and_stored_once(world: Path, tmp_path: Path) -> No
 
 
 def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
-    from pipeline import shards_edit
     from pipeline.shards_inspect import inspect
 
     few, out = make_catalog(world, 3, "tools"), tmp_path / "d"
@@ -562,8 +583,6 @@ def _kill_all(pid: int) -> None:
 
 
 def test_a_condition_is_made_from_the_stored_video_when_the_source_is_gone(world: Path, tmp_path: Path) -> None:
-    from pipeline import shards_edit
-
     few, out = make_catalog(world, 2, "gone"), tmp_path / "d"
     rows = pq.read_table(few / "clips" / "part-0.parquet").to_pylist()
     for row in rows:
