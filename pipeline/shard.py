@@ -77,7 +77,7 @@ class ShardSummary:
         return "\n".join(lines + [f"left out: {cause}" for cause in self.failed[:20]])
 
     def __rich__(self) -> str:
-        return str(self)
+        return str(self).replace("[", r"\[")
 
 
 class ShardWorker:
