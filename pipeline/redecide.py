@@ -162,7 +162,7 @@ def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
         settings = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
         config = _with(own, new)
         facts.setdefault(AS_CURATED, deciding(own))
-    before = read(catalog_dir, "clips", CLIPS, ["verdict", "reasons"])
+    before = read(catalog_dir, "clips", CLIPS, ["verdict", "reasons"], restart="redecide")
     verdicts, reasons = before["verdict"], reason_counts(before["reasons"])
     del before
     videos, clips = rewrite(catalog_dir, config.curation)

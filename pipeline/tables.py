@@ -112,17 +112,19 @@ def rewrite(out: str, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
     return videos, light
 
 
-def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None, *, restart: str = "") -> pa.Table:
     """One table of a catalog.
 
     Args:
         name, schema: ``videos`` and `VIDEOS`, or ``clips`` and `CLIPS`.
         columns: only these, in this order. One that a file lacks (an older version wrote it) is null there.
+        restart: as in :func:`check`.
 
     Raises:
         EchoForgeError: there is none, its tables cannot be read, or they are half-written.
     """
-    return pa.concat_tables(pieces(out, name, schema, columns)).combine_chunks()
+    check(out, restart)
+    return pa.concat_tables(_pieces(out, name, schema, columns or schema.names)).combine_chunks()
 
 
 def pieces(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
