@@ -15,7 +15,15 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
 
-from configs.errors import EchoForgeError
+# The packages beside this file are meant, whatever the working directory or PYTHONPATH holds.
+_ROOT = str(Path(__file__).resolve().parent)
+sys.path.insert(0, _ROOT)
+from pipeline.worker_entry import own_packages_first  # noqa: E402
+
+sys.path.remove(_ROOT)
+own_packages_first(_ROOT)
+
+from configs.errors import EchoForgeError  # noqa: E402
 
 
 class LongCommand(TyperCommand):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.paths import FilePath, ModelName
+
 TextKind = Literal["subtitle", "ticker", "watermark", "logo", "scene"]
 
 
@@ -52,7 +54,7 @@ class FacesConfig:
     """Sparse detection and tracking."""
 
     detector: Literal["cascade", "yunet", "s3fd"]
-    weights: str | None  # file of yunet or s3fd; null: where `weights fetch` puts it
+    weights: FilePath | None  # file of yunet or s3fd; null: where `weights fetch` puts it
     rate: float  # detections per second
     side: int  # longer side of the pictures searched
     min_score: float | None  # null: the detector's own
@@ -83,8 +85,8 @@ class SyncConfig:
 
     required: bool  # false: a missing score is no reason to hold a clip
     backend: Literal["none", "syncnet_v2", "fitted"]
-    weights: str | None  # SyncNet v2: syncnet_v2.model or .safetensors
-    fitted: str | None  # file of `sync fit`; only ever used when named here
+    weights: FilePath | None  # SyncNet v2: syncnet_v2.model or .safetensors
+    fitted: FilePath | None  # file of `sync fit`; only ever used when named here
     batch_size: int  # windows
     vshift: int  # shifts compared, frames either way
     min_frames: int  # fewest frames scored, before and after a correction
@@ -142,8 +144,8 @@ class AestheticConfig:
 
     enabled: bool
     model: str  # open_clip's name of the network
-    clip: str | None  # file of its weights
-    head: str | None  # file of the linear layers on top
+    clip: FilePath | None  # file of its weights
+    head: FilePath | None  # file of the linear layers on top
     rate: float  # pictures per second
     side: int  # longer side of the pictures scored
     device: str
@@ -183,7 +185,7 @@ class CaptionsConfig:
 
     kind: Literal["template", "vlm", "none"]  # what to do without a sidecar
     column: str  # of a manifest or table of captions
-    model: str | None  # vlm: a local folder or hub id that `transformers` loads
+    model: ModelName | None  # vlm: a local folder or hub id that `transformers` loads
     device: str
     rate: float  # vlm: pictures kept per second …
     frames: int  # … of which so many at most are shown to the model, spread over the clip …

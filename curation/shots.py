@@ -8,10 +8,14 @@ the mean of two different end pictures.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from bisect import bisect_right, insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import cv2
@@ -37,13 +41,11 @@ class ShotDetector:
     """Sees every picture of the pass once; knows the transitions up to :attr:`safe_until`."""
 
     def __init__(self, cfg: ShotsConfig) -> None:
-        from scenedetect.detectors import AdaptiveDetector
-
         self.needs = FrameNeed(FPS, cfg.side)
         self.cuts: list[int] = []  # first frame of each new shot, hard cuts only
         self.fades: list[Span] = []
         self._cfg = cfg
-        self._detector = AdaptiveDetector(
+        self._detector = _adaptive_detector()(
             adaptive_threshold=cfg.adaptive_threshold,
             min_scene_len=1,
             window_width=cfg.window,
@@ -158,6 +160,25 @@ class ShotDetector:
         if any(begin.index < c <= end.index for c in (*self.cuts, *self._doubtful)):
             return None
         return Span(begin.index + 1, end.index)
+
+
+@cache
+def _adaptive_detector() -> Any:
+    """PySceneDetect's `AdaptiveDetector`, imported without the package's ``__init__``.
+
+    That ``__init__`` runs ``ffmpeg`` and ``mkvmerge`` to see whether they are installed. An ffmpeg that is given a
+    terminal by a process in the background is stopped by the system, and its parent waits for it for ever.
+    """
+    name = "scenedetect"
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
+    if spec is None:  # imported by somebody already, or not installed: the import says so
+        return importlib.import_module(f"{name}.detectors").AdaptiveDetector
+    sys.modules[name] = importlib.util.module_from_spec(spec)  # not executed; its modules are found through it
+    try:
+        return importlib.import_module(f"{name}.detectors").AdaptiveDetector
+    finally:  # whoever imports the package later gets the whole of it
+        for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
+            del sys.modules[module]
 
 
 def shots(transitions: list[Span], end: int) -> Iterator[Span]:

@@ -18,6 +18,7 @@ import fsspec
 import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
+from configs.paths import absolute
 from curation.config import CurationConfig
 from curation.media import utf8
 
@@ -47,7 +48,7 @@ class Source:
 
 
 def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
-    """Sources as a user names them → videos, each once, in a stable order.
+    """Sources as a user names them → videos, each once, in a stable order. Local ones are named from the root on.
 
     A folder is searched to any depth. Files in it that carry a video's extension are taken; so is any file that
     another kind of name does not explain (a wrong extension is no reason to lose a video); sidecars are not.
@@ -57,7 +58,7 @@ def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
     """
     found: dict[str, Source] = {}
     for name in sources:
-        items = list(_one(name, cfg))
+        items = list(_one(absolute(name), cfg))
         if not items:
             raise EchoForgeError(f"'{name}' holds no videos; give a folder, a glob, a URL or a manifest.")
         for item in items:
@@ -175,9 +176,10 @@ def _manifest(name: str, cfg: CurationConfig) -> Iterator[Source]:
 
 def _beside(name: str, uri: str) -> str:
     """``uri`` as it is when it is absolute or a URL, else relative to the file ``name``."""
-    return (
-        uri if uri.startswith("/") or "://" in uri or Path(uri).is_absolute() else str(PurePosixPath(name).parent / uri)
-    )
+    if uri.startswith("/") or "://" in uri or Path(uri).is_absolute():
+        return uri
+    beside = str(PurePosixPath(name).parent / uri)
+    return absolute(beside) if ".." in uri else beside
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

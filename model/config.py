@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from configs.paths import FilePath
+
 Variant = Literal["base", "whisper", "preview", "flash"]
 Schedule = Literal["newest", "ones", "v1_drop", "allocation_a", "allocation_b", "allocation_c"]
 
@@ -103,7 +105,7 @@ class CodecConfig:
     """
 
     kind: Literal["dct", "wan"]
-    path: str | None
+    path: FilePath | None
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class TextEncoderConfig:
     """
 
     kind: Literal["tiny", "umt5"]
-    path: str | None
-    tokenizer: str | None
+    path: FilePath | None
+    tokenizer: FilePath | None
     dim: int
     max_tokens: int
 
@@ -136,7 +138,7 @@ class ImageEncoderConfig:
     """
 
     kind: Literal["tiny", "clip"]
-    path: str | None
+    path: FilePath | None
     dim: int
     tokens: int
 
@@ -157,7 +159,7 @@ class AudioEncoderConfig:
 
     kind: Literal["tiny", "whisper", "wav2vec2"]
     variant: Literal["whisper", "preview", "flash"]
-    path: str | None
+    path: FilePath | None
     dim: int
     layers: Literal["last", "all"]
     loudness: float | None

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import EchoForgeError
-from pipeline import store
+from pipeline import store, worker_entry
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import EngineError, Receipt, Schedule, Worker, run_batch
 from pipeline.ledger import Ledger, Unit, code_version
@@ -95,9 +95,6 @@ def session(
         return
     if address:
         _answers(address)
-    root = str(Path(__file__).resolve().parents[1])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([root, *([before] if before else [])])
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder = None
     try:
@@ -115,12 +112,11 @@ def session(
             )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         place = f"joining the Ray cluster at '{address}'" if address else "starting Ray in this process"
-        raise EngineError(f"{place} failed: {error}. --inline runs without Ray.") from error
-    finally:
-        if before is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = before
+        said = " ".join(str(error).split()).rstrip(".")
+        if address and "ersion mismatch" in said:  # ray._private.utils.check_version_info
+            remedy = "run the same Ray and Python here and on every node, or leave --ray-address out"
+            raise EngineError(f"{place} failed: {said}; {remedy}.") from error
+        raise EngineError(f"{place} failed: {said}. --inline runs without Ray.") from error
     try:
         yield _dashboard(context.dashboard_url)
     finally:
@@ -141,6 +137,19 @@ def _answers(address: str) -> None:
             f"no Ray cluster answers at '{address}' ({error}); start one with `ray start --head`, or leave "
             "--ray-address out to run on this machine."
         ) from error
+
+
+def _this_code() -> dict[str, Any]:
+    """What `worker_entry.Slot` must know of the driver's code."""
+    root = str(Path(__file__).resolve().parents[1])
+    mine = {os.path.realpath(place or os.curdir) for place in sys.path}
+    given = str(Path.cwd())  # Ray puts it on the workers' module path, whether it is on the driver's or not
+    return {
+        "root": root,
+        "digest": worker_entry.code_digest(root),
+        "version": code_version(),
+        "strangers": [] if os.path.realpath(given) in mine else [given],
+    }
 
 
 def _dashboard(url: str | None) -> str | None:
@@ -172,8 +181,8 @@ def memory() -> int:
 # --------------------------------------------------------------------------------------------- in the worker
 
 
-class Slot:
-    """The actor: builds its worker once, runs batches, and ends itself rather than hang or eat the machine."""
+class WorkerProcess:
+    """Builds its worker once, runs batches, and ends its process rather than hang or use up the machine's memory."""
 
     def __init__(self, shared: tuple[Callable[[], Worker], Ledger], code: str, words: str, limit: int) -> None:
         self._make, self._ledger = shared
@@ -184,19 +193,16 @@ class Slot:
         self._words = (Path(words) if here else Path(os.devnull)).open("w", encoding="utf-8")
         faulthandler.enable(self._words)
 
-    def start(self) -> tuple[str, EchoForgeError | None]:
-        """Build the worker. Returns the node and what went wrong."""
-        import ray
-
+    def start(self) -> EchoForgeError | None:
+        """Build the worker. Returns what went wrong."""
         threading.Thread(target=self._watch_memory, daemon=True).start()
-        node = ray.get_runtime_context().get_node_id()
         try:
             self._worker = self._make()
         except EchoForgeError as error:
-            return node, error
+            return error
         except Exception as error:
-            return node, EngineError(f"a worker could not be built: {type(error).__name__}: {error}.")
-        return node, None
+            return EngineError(f"a worker could not be built: {type(error).__name__}: {error}.")
+        return None
 
     def run(self, units: list[Unit]) -> Receipt:
         """Run and commit a batch."""
@@ -252,7 +258,9 @@ class _Pool:
 
         self.ray, self.schedule, self.share, self.scratch = ray, schedule, share, scratch
         self.shared = ray.put((make_worker, ledger))
-        self.actor_class: Any = ray.remote(Slot)
+        ray.cloudpickle.register_pickle_by_value(worker_entry)
+        self.actor_class: Any = ray.remote(worker_entry.Slot)
+        self.code = _this_code()
         self.busy: dict[Any, _Running] = {}
         self.idle: list[_Running] = []
         self.bad_starts = 0
@@ -292,7 +300,7 @@ class _Pool:
                 memory=share.memory_mb * 2**20,
                 max_restarts=0,
                 scheduling_strategy="SPREAD",
-            ).remote(self.shared, code_version(), str(words), share.memory_limit_mb * 2**20)
+            ).remote(self.code, [self.shared], str(words), share.memory_limit_mb * 2**20)
             ref = actor.start.remote()
             self.busy[ref] = _Running(actor, words, ref, since=time.monotonic())
 
@@ -334,7 +342,7 @@ class _Pool:
             return
         running.node, trouble = answer
         if trouble:
-            raise trouble
+            raise EngineError(trouble) if isinstance(trouble, str) else trouble
         self.bad_starts = 0
         self.idle.append(running)
 

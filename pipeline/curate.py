@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from configs.errors import EchoForgeError
+from configs.paths import absolute_files
 from curation import backends, catalog
 from curation.again import Rows, analyse_again, outdated
 from curation.analyse import analyse_video
@@ -116,7 +117,7 @@ def curate(
     watcher = Progress("curate", "videos", store.join(out, "status.json"), plain_console(quiet))
     execution = pipeline_cfg.execution
     outcome = engine.run(
-        units, functools.partial(CurateWorker, cfg), ledger, execution.curate, execution,
+        units, functools.partial(CurateWorker, absolute_files(cfg)), ledger, execution.curate, execution,
         inline=inline, ray_address=ray_address, retry_failed=retry_failed, watcher=watcher,
     )  # fmt: skip
     wanted, aside = current(ledger, units)

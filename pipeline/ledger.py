@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs import strict
+from configs.paths import absolute
 from pipeline import store
 
 RECORD = pa.schema(
@@ -149,8 +150,8 @@ class Ledger:
     """
 
     def __init__(self, root: str, tables: Mapping[str, pa.Schema], parameters: Mapping[str, str]) -> None:
-        self.root, self.tables, self.parameters = root, dict(tables), dict(parameters)
-        self.home = store.join(root, strict.digest(self.parameters))
+        self.root, self.tables, self.parameters = absolute(root), dict(tables), dict(parameters)
+        self.home = store.join(self.root, strict.digest(self.parameters))
         self.parts = store.join(self.home, "parts")
         self.schema = pa.schema(
             [*RECORD, *(pa.field(name, pa.list_(pa.struct(list(schema)))) for name, schema in self.tables.items())]

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from configs import strict
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE, SCHEMA_VERSION
 from configs.errors import EchoForgeError
+from configs.paths import absolute, absolute_files
 from curation.catalog import CLIPS, FPS, VIDEOS
 from model.config import ModelConfig
 from pipeline import card, engine, identity, shard_plan, store, superseded, tables, texts
@@ -146,7 +147,7 @@ def shard(
     if inline:
         make_worker = functools.partial(_worker_with, encoders, out, config.model, cfg.encode)
     else:
-        make_worker = functools.partial(ShardWorker, out, config.model, cfg.encode)
+        make_worker = functools.partial(ShardWorker, absolute(out), absolute_files(config.model), cfg.encode)
     outcome = engine.run(
         units, make_worker, ledger, cfg.execution.shard, cfg.execution,
         inline=inline, ray_address=ray_address, watcher=watcher,

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from configs import aliases
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
+from configs.paths import absolute, absolute_files
 from model.config import ModelConfig
 from pipeline import card, engine, identity, store
 from pipeline.config import EncodeConfig
@@ -113,7 +114,7 @@ def add(
     units = _field_units(plans, have, field, _videos(index))
     encoder = config.model.codec if field in TASK_OF else config.model.audio_encoder
     ledger = Ledger(store.join(dataset, "ledger", "add"), {"fields": FIELDS}, {"field": field, "encoder": str(encoder)})
-    worker = functools.partial(FieldWorker, dataset, field, config.model, cfg)
+    worker = functools.partial(FieldWorker, absolute(dataset), field, absolute_files(config.model), cfg)
     execution = config.pipeline.execution
     outcome = engine.run(
         units, worker, ledger, execution.shard, execution, inline=inline, ray_address=ray_address, watcher=watcher

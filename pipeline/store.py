@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
+from configs.paths import is_remote
 
 T = TypeVar("T")
 
@@ -53,15 +54,6 @@ class Entry:
     name: str
     size: int
     tag: str
-
-
-def is_remote(url: str | os.PathLike[str]) -> bool:
-    """Whether ``url`` names an object store or server rather than a local path."""
-    text = os.fspath(url)
-    if "://" not in text:
-        return False
-    scheme = text.partition("://")[0]
-    return scheme.isalnum() and scheme not in ("file", "local")
 
 
 def local(url: str | os.PathLike[str]) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from configs.paths import FilePath
+
 
 @dataclass(frozen=True)
 class KeepConfig:
@@ -95,7 +97,7 @@ class EMAConfig:
 class CheckpointConfig:
     """What a run starts from, when checkpoints are committed and which are kept."""
 
-    init: str | None  # weights of a new run: a file, `weights:…`, or null for random ones
+    init: FilePath | None  # weights of a new run: a file, `weights:…`, or null for random ones
     every: int  # steps; the end of a stage is always committed and pinned
     keep_last: int  # committed checkpoints beside the pinned ones
 

@@ -24,6 +24,7 @@ from safetensors.torch import save
 from configs import aliases, strict
 from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
+from configs.paths import absolute, absolute_files
 from configs.schema import Config
 from curation import samples as judge
 from curation.clipwrite import write_video
@@ -184,7 +185,10 @@ def gather(
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {key: strict.digest(getattr(config.model, key), key) for key in ("sampler", "guidance", "phda")}
     ledger = Ledger(str(folder / "ledger"), _TABLES, settings | {"checkpoint": step.name})
-    make = functools.partial(GatherWorker, config, dataset, step, chosen.name, chosen.cfg.weights, folder)
+    make = functools.partial(
+        GatherWorker, absolute_files(config), absolute(dataset), step.absolute(), chosen.name, chosen.cfg.weights,
+        folder.absolute(),
+    )  # fmt: skip
     cfg = config.pipeline
     outcome = engine.run(
         units, make, ledger, cfg.gather.share, cfg.execution, inline=inline, ray_address=ray_address,
