@@ -367,6 +367,26 @@ def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, se
     console.print(again.redecide(catalog, config), soft_wrap=True)
 
 
+@catalog_app.command("relocate", cls=LongCommand)
+def catalog_relocate(
+    catalog: str,
+    old: Annotated[str, typer.Argument(help="A folder (or file) as the catalog names it.")],
+    new: Annotated[str, typer.Argument(help="Where it is now.")],
+) -> None:
+    """The videos moved: give the catalog their new names, so that nothing is analysed again.
+
+    Example: `python cli.py catalog relocate catalog /old/videos /new/videos`
+
+    Files that are missing at the new place, or have another size, keep their old name and are listed; then exit 1.
+    """
+    from pipeline import catalog as ops
+
+    done = ops.relocate(catalog, old, new)
+    console.print(done)
+    if done.left:
+        raise typer.Exit(1)
+
+
 @catalog_app.command("report", cls=LongCommand)
 def catalog_report(
     ctx: typer.Context,

@@ -82,6 +82,13 @@ class Beside:
         return "\0".join((*found, told)) if told or any(found) else ""
 
     @staticmethod
+    def same_but_time(a: str, b: str) -> bool:
+        """Whether two tags differ in nothing but the times of the files."""
+        first, second = ([*(mark.partition(":")[0] for mark in parts[:-1]), parts[-1]]
+                         for parts in (a.split("\0"), b.split("\0")))  # fmt: skip
+        return first == second
+
+    @staticmethod
     def _listed(folder: str) -> dict[str, str]:
         try:
             with os.scandir(folder) as entries:

@@ -15,6 +15,7 @@ from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from curation.report import render
+from pipeline import relocate as relocation
 from pipeline import store
 from pipeline.ledger import Ledger
 from pipeline.redecide import configuration, redecide
@@ -22,7 +23,7 @@ from pipeline.reuse import latest
 from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, standing
 from pipeline.tables import find_clip, read
 
-__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "report", "status"]
+__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "relocate", "report", "status"]
 
 
 @dataclass(frozen=True)
@@ -157,3 +158,12 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     target = out or store.join(catalog_dir, "report.html")
     store.write_bytes(target, render(videos, clips, cfg, run).encode())
     return target
+
+
+def relocate(catalog_dir: str, old: str, new: str) -> relocation.Relocation:
+    """`pipeline.relocate.relocate`, and the report with the new names."""
+    done = relocation.relocate(catalog_dir, old, new)
+    config = configuration(catalog_dir, [])
+    if config is not None and store.listing(store.join(catalog_dir, "clips"), ".parquet"):
+        report(catalog_dir, None, config.curation)
+    return done

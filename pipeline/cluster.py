@@ -116,6 +116,8 @@ def session(
         if address and "ersion mismatch" in said:  # ray._private.utils.check_version_info
             remedy = "run the same Ray and Python here and on every node, or leave --ray-address out"
             raise EngineError(f"{place} failed: {said}; {remedy}.") from error
+        if address and os.environ.get("RAY_AUTH_MODE") != "token":  # never sent to an address by itself: it is a secret
+            said += "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its nodes"
         raise EngineError(f"{place} failed: {said}. --inline runs without Ray.") from error
     try:
         yield _dashboard(context.dashboard_url)

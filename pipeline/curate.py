@@ -12,6 +12,7 @@ import functools
 import gc
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from curation.captions import Beside
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.sources import Source, expand
-from pipeline import engine, reuse, store, tables
+from pipeline import engine, relocate, reuse, store, tables
 from pipeline.config import PipelineConfig
 from pipeline.ledger import Failure, Ledger, Result, Unit, unit_id
 from pipeline.progress import Progress, plain_console
@@ -112,7 +113,9 @@ def curate(
     with _no_collection():
         found = expand(sources, cfg)[:limit]
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
-    units = plan(found, pipeline_cfg, Beside(cfg.captions))
+    beside = Beside(cfg.captions)
+    units = plan(found, pipeline_cfg, beside)
+    units = relocate.adopt(out, units, functools.partial(_ids_at, beside))
     units = _with_earlier(ledger, units, quiet)
     watcher = Progress("curate", "videos", store.join(out, "status.json"), plain_console(quiet))
     execution = pipeline_cfg.execution
@@ -183,15 +186,35 @@ def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = N
     except (OSError, EchoForgeError):
         size, tag, seen = 0, "unreadable", None  # the analysis will say why, in a row
     execution = cfg.execution
-    said = (*source.spans, *(getattr(source, key) for key in SAID))
     return Unit(
-        id=unit_id(source.uri, size, tag, repr(said), *([sidecars] if sidecars else [])),
+        id=_unit_id(source, f"{size}:{tag}", sidecars),
         payload=Video(source, seen),
         key=_key(source.uri) if store.is_remote(source.uri) else source.uri,
         fingerprint=f"{size}:{tag}",
         cost=float(max(size, 1)),
         budget_s=execution.budget_s + execution.budget_per_mb * size / 1e6,
     )
+
+
+def _unit_id(source: Source, fingerprint: str, sidecars: str) -> str:
+    """Of all that the analysis of a source depends on: its name, size and time, and what is said of it."""
+    size, _, tag = fingerprint.partition(":")
+    said = (*source.spans, *(getattr(source, key) for key in SAID))
+    return unit_id(source.uri, size, tag, repr(said), *([sidecars] if sidecars else []))
+
+
+def _ids_at(beside: Beside, unit: Unit, uri: str, fingerprint: str) -> Iterator[str]:
+    """The ids that a planned unit would have had if its file had this name, size and time."""
+    source: Source = unit.payload.source
+    named = {source.source}
+    if source.source == PurePosixPath(source.uri).parent.name:  # a collection is named by its folder (`sources`)
+        named.add(PurePosixPath(uri).parent.name)
+    tags = {"" if store.is_remote(source.uri) else beside.tag(source.uri)}
+    if not store.is_remote(uri) and store.exists(uri):  # copied: the sidecars have other times, too
+        tags |= {tag for tag in [beside.tag(uri)] if Beside.same_but_time(tag, next(iter(tags)))}
+    for name in named:
+        for tag in tags:
+            yield _unit_id(replace(source, uri=uri, source=name), fingerprint, tag)
 
 
 def _key(uri: str) -> str:

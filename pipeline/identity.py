@@ -20,7 +20,7 @@ from curation import catalog
 from pipeline import store
 
 CHANGED = "changed since it was curated; run `curate` again"
-GONE = "is not there; bring it back and run again"
+GONE = "is not there; bring it back, or say where it is with `catalog relocate`, and run again"
 CAUSES = (CHANGED, GONE)
 COLUMNS = ("source_bytes", "source_tag")
 """What :func:`attach` adds to clips and a planned sample carries; null where the catalog does not know."""

@@ -49,7 +49,8 @@ RECORD = pa.schema(
     ]
 )
 Rows = Mapping[str, list[dict[str, Any]]]
-_MERGED_GROUP = 1024  # units of a row group in a merged part: what is read to find the rows of one of them
+MERGED_GROUP = 1024
+"""Units of a row group in a merged part: what is read to find the rows of one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,15 @@ class Ledger:
             if len(rows):
                 yield pa.Table.from_struct_array(rows).select(keep)
 
+    def counts(self, name: str) -> dict[str, int]:
+        """How many rows of table ``name`` every finished unit has."""
+        column = self.tables[name].names[0]
+        found: dict[str, int] = {}
+        for part in self._parts():
+            table = _read(part.url, ["unit", f"{name}.list.element.{column}"])
+            found |= dict(zip(table["unit"].to_pylist(), pc.list_value_length(table[name]).to_pylist(), strict=True))
+        return found
+
     # ------------------------------------------------------------------------------------------------ quarantine
 
     def quarantine(self, failure: Failure) -> None:
@@ -307,7 +317,7 @@ class Ledger:
             table = pa.concat_tables(_read(p.url).select(self.schema.names).cast(self.schema) for p in group)
             table = table.take(pa.array(_first(table["unit"]), pa.int64()))
             name = f"m-{unit_id(*sorted(table['unit'].to_pylist()))}.parquet"
-            store.write_table(store.join(self.parts, name), table, row_group=_MERGED_GROUP)
+            store.write_table(store.join(self.parts, name), table, row_group=MERGED_GROUP)
             for part in group:
                 if part.name != name:
                     store.remove(part.url)

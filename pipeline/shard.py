@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,11 +26,11 @@ from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from curation.catalog import CLIPS, FPS, VIDEOS
 from model.config import ModelConfig
-from pipeline import card, engine, identity, shard_plan, store, superseded, tables, texts
+from pipeline import card, engine, identity, relocate, shard_plan, store, superseded, tables, texts
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
-from pipeline.ledger import Ledger, Result, Unit, code_version, unit_id
+from pipeline.ledger import Failure, Ledger, Result, Unit, code_version, unit_id
 from pipeline.shards_stats import read_index, stats_of
 from pipeline.summary import made_with, standing
 from pipeline.tar_writer import write_tar
@@ -40,6 +41,8 @@ FAILED = pa.schema(
 ENCODED = pa.schema([field for field in INDEX if field.name != "reason"])
 """What the ledger holds of a sample; the reason is found when the index is written."""
 TABLES = {"samples": ENCODED, "failed": FAILED, "texts": texts.TEXTS}
+_CLIP = re.compile(r'"clip_id": "([^"\\]*)"')
+_SOURCE = re.compile(r'"source_uri": ("(?:[^"\\]|\\.)*")')
 BUDGET_PER_SAMPLE_S = 120.0
 """A sample takes seconds; a unit that needs this long for each of its samples hangs."""
 
@@ -138,11 +141,13 @@ def shard(
         raise EchoForgeError("\n".join([what, *state.why(), *state.next_steps()]))
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
-    planned = identity.attach(kept.slice(0, limit), videos)
+    kept = relocate.located(identity.attach(kept, videos), catalog_dir)
+    planned = kept.slice(0, limit)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
     plans = extend_plans(out, planned, cfg, parameters, encoders, _left_out(ledger))
     units = texts.text_units(plans, encoders.text.digest)
-    units += [unit for generation, plan in plans.items() for unit in _units(generation, plan)]
+    now = dict(zip(kept["clip_id"].to_pylist(), kept["source_uri"].to_pylist(), strict=True))
+    units += [unit for generation, plan in plans.items() for unit in _units(generation, plan, now)]
     prompts = _prompts(encoders, config.model)
     if inline:
         make_worker = functools.partial(_worker_with, encoders, out, config.model, cfg.encode)
@@ -152,14 +157,19 @@ def shard(
         units, make_worker, ledger, cfg.execution.shard, cfg.execution,
         inline=inline, ray_address=ray_address, watcher=watcher,
     )  # fmt: skip
-    rows, left = merged(ledger, {unit.id for unit in units}, plans, encoders.text.digest)
+    wanted = {unit.id for unit in units}
+    failed = [row for part in ledger.read("failed", wanted) for row in part.to_pylist()]
+    try:
+        rows, left = merged(ledger, wanted, plans, encoders.text.digest)
+    except NothingEncoded as error:
+        aside = [failure for unit, failure in ledger.quarantined().items() if unit in wanted]
+        raise EchoForgeError(_nothing_encoded(catalog_dir, failed, aside)) from error
     held = videos if limit is None else planned
     compared = superseded.compare(
         plans.values(), planned, clips, set(held["video_id"].drop_null().to_pylist()), cfg.buckets
     )
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
     table = join_fields(out, table)
-    failed = [row for part in ledger.read("failed") for row in part.to_pylist()]
     causes = _causes(failed, videos, set(table["sample_id"].to_pylist()))
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
@@ -275,14 +285,44 @@ def _bytes(sample: dict[str, Any], encoders: Encoders) -> int:
     return 2 * latent + 2 * encoders.image.tokens * encoders.image.dim + 60_000
 
 
-def _units(generation: str, plan: pa.Table) -> list[Unit]:
+class NothingEncoded(EchoForgeError):
+    """No sample of a dataset has been encoded."""
+
+
+def _nothing_encoded(catalog_dir: str, failed: list[dict[str, Any]], aside: list[Failure]) -> str:
+    """One sentence with the first three causes, each with its file."""
+    causes = dict.fromkeys(f"{row['source_uri']}: {row['cause'].rstrip('.')}" for row in failed)
+    causes |= dict.fromkeys(f"{failure.key}: {failure.cause.rstrip('.')}" for failure in aside)
+    shown = "; ".join(list(causes)[:3]) or "no cause is recorded"
+    more = f" (and {len(causes) - 3} more)" if len(causes) > 3 else ""
+    gone = [row["source_uri"] for row in failed if not store.exists(row["source_uri"])]
+    remedy = (
+        f"if the videos moved, `catalog relocate {catalog_dir} OLD NEW` names their folders"
+        if gone
+        else "mend these and run again"
+        if failed
+        else "mend these and give another --out"
+    )
+    return f"no sample could be encoded: {shown}{more}; {remedy}."
+
+
+def _units(generation: str, plan: pa.Table, now: Mapping[str, str]) -> list[Unit]:
+    """One unit per tar. Its id is that of the plan; ``now`` says where the source of each clip lies today."""
+
+    def moved(text: str) -> str:
+        clip, uri = _CLIP.search(text), _SOURCE.search(text)  # a million of these: parsing them takes minutes
+        place = now.get(clip[1]) if clip else None
+        if place is None or (uri and uri[1] == json.dumps(place, ensure_ascii=False)):
+            return text
+        return json.dumps(json.loads(text) | {"source_uri": place}, sort_keys=True, ensure_ascii=False)
+
     groups: dict[str, list[str]] = {}
     for tar, text in zip(plan["tar"].to_pylist(), plan["sample"].to_pylist(), strict=True):
         groups.setdefault(tar, []).append(text)
     return [
         Unit(
             id=unit_id(tar, *texts),
-            payload={"tar": tar, "generation": generation, "samples": texts},
+            payload={"tar": tar, "generation": generation, "samples": [moved(text) for text in texts]},
             key=tar,
             cost=float(len(texts)),
             budget_s=BUDGET_PER_SAMPLE_S * (len(texts) + 1),
@@ -301,13 +341,15 @@ def _prompts(encoders: Encoders, model: ModelConfig) -> bytes:
 
 
 def merged(ledger: Ledger, wanted: set[str], plans: dict[str, pa.Table], encoder: str) -> tuple[pa.Table, list[str]]:
-    """The index rows of all finished units, sorted by sample id, and why some of them are left out."""
+    """The index rows of all finished units, sorted by sample id, and why some of them are left out.
+
+    Raises:
+        NothingEncoded: there are none.
+    """
     rows = [row for part in ledger.read("samples", wanted=wanted) for row in part.to_pylist()]
     rows, left = texts.join_texts(rows, plans.values(), ledger.read("texts", wanted=wanted), encoder)
     if not rows:
-        raise EchoForgeError(
-            "no sample could be encoded; the causes are in the ledger's `failed` tables and quarantine."
-        )
+        raise NothingEncoded("no sample could be encoded.")
     return index_table(rows), left
 
 

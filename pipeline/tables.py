@@ -154,7 +154,12 @@ def find_clip(out: str, clip: str) -> dict[str, Any] | None:
 
 
 class changing:
-    """While its block runs, the tables at ``out`` are half old and half new, and :func:`check` says so."""
+    """While its block runs, the tables at ``out`` are half old and half new, and :func:`check` says so.
+
+    Args:
+        command: what may go on when it is interrupted, as :func:`check` names it: `curate`, or the rest of a
+            `catalog …` command line.
+    """
 
     def __init__(self, out: str, command: str) -> None:
         self._mark, self._command = store.join(out, MARK), command
@@ -172,8 +177,8 @@ def check(out: str, restart: str = "") -> None:
     """Refuse a catalog whose tables are half-written.
 
     Args:
-        restart: a command that may go on when it was itself interrupted. `redecide` may: it replaces verdicts file by
-            file and keeps the rows of each.
+        restart: a command that may go on when it was itself interrupted. `redecide` and `relocate` may: they replace
+            columns file by file and keep the rows of each.
 
     Raises:
         EchoForgeError: a run writes the tables now, or was interrupted while it did.

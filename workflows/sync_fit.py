@@ -13,7 +13,7 @@ from configs.schema import Config
 from curation.catalog import CLIPS, VIDEOS
 from curation.sync.fit import FitReport, fit_from_clips
 from curation.sync.gather import catalog_clips, usable
-from pipeline import identity, tables
+from pipeline import identity, relocate, tables
 
 
 def fit(
@@ -29,7 +29,7 @@ def fit(
     """
     videos = tables.read(catalog, "videos", VIDEOS, ["video_id", "source_uri", "bytes", "source_tag"])
     left_out: dict[str, str] = {}
-    rows = identity.unchanged(filter(usable, _rows(tables.pieces(catalog, "clips", CLIPS), videos)), left_out)
+    rows = identity.unchanged(filter(usable, _rows(tables.pieces(catalog, "clips", CLIPS), videos, catalog)), left_out)
     clips = catalog_clips(rows)
     try:
         report = fit_from_clips(clips, out, config.curation.sync, domain=domain, seed=config.seed, progress=progress)
@@ -39,6 +39,6 @@ def fit(
     return report, [f"{uri}: {cause}" for uri, cause in left_out.items()]
 
 
-def _rows(pieces: Iterator[pa.Table], videos: pa.Table) -> Iterator[dict[str, Any]]:
+def _rows(pieces: Iterator[pa.Table], videos: pa.Table, catalog: str) -> Iterator[dict[str, Any]]:
     for piece in pieces:
-        yield from identity.attach(piece, videos).to_pylist()
+        yield from relocate.located(identity.attach(piece, videos), catalog).to_pylist()

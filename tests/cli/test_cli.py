@@ -18,7 +18,7 @@ from configs.dataset_schema import NEGATIVES
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
     *[[name] for name in ("curate", "shard", "train", "train-plan", "generate", "demo", "eval", "play")],
-    *[["catalog", name] for name in ("status", "explain", "redecide", "report")],
+    *[["catalog", name] for name in ("status", "explain", "redecide", "relocate", "report")],
     *[["shards", name] for name in ("verify", "inspect", "stats", "add", "merge", "split")],
     *[["negatives", name] for name in ("gather", "review", "stats", "export", "import", "merge")],
     *[["sync", name] for name in ("fit", "score")],

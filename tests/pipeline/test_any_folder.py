@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import secrets
 import select
 import shutil
 import signal
@@ -83,6 +84,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_cut_detector_starts_no_program(ffmpeg: dict[str, str], tmp_path: Path) -> None:
+    # A child in the background of its terminal, as Ray's workers are.
     code = """
 import subprocess, sys
 child = "from curation.shots import _adaptive_detector as d; print(d().__module__)"
@@ -146,8 +148,10 @@ def test_every_way_to_start_the_program_works_in_a_hostile_folder(
     way: str, hostile: Path, ffmpeg: dict[str, str], videos: Path
 ) -> None:
     program = Path(sys.executable).with_name(way)
-    if way == "-m cli":  # Python puts the working directory first; PYTHONPATH names the checkout
-        command, ffmpeg = [sys.executable, "-m", "cli"], {**ffmpeg, "PYTHONPATH": str(ROOT)}
+    ffmpeg = {**ffmpeg, "PYTHONPATH": str(ROOT)}  # this checkout, where another is installed
+    if way == "-m cli":  # Python itself puts the working directory before its own library then
+        (hostile / "queue.py").unlink()
+        command = [sys.executable, "-m", "cli"]
     elif not program.exists():
         pytest.skip(f"{way} is not installed beside this Python")
     elif way == "torchrun":
@@ -158,8 +162,9 @@ def test_every_way_to_start_the_program_works_in_a_hostile_folder(
 
 
 @pytest.fixture
-def cluster(hostile: Path, tmp_path: Path) -> Iterator[str]:
+def cluster(hostile: Path, ffmpeg: dict[str, str]) -> Iterator[str]:
     """A Ray of its own processes on this machine, started in a hostile folder."""
+    ffmpeg |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -168,7 +173,7 @@ def cluster(hostile: Path, tmp_path: Path) -> Iterator[str]:
     options = [f"--port={port}", "--node-ip-address=127.0.0.1", "--include-dashboard=false", f"--temp-dir={folder}"]
     command = [ray, "start", "--head", "--block", *options, "--num-cpus=1", "--object-store-memory=80000000"]
     process = subprocess.Popen(
-        command, cwd=hostile, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, cwd=hostile, env=ffmpeg, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 60
@@ -196,12 +201,14 @@ client = GcsClient({cluster!r})
 data = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", b"cluster"))
 client.internal_kv_put(b"CLUSTER_METADATA", json.dumps(data | dict(ray_version="2.9.0")).encode(), True, b"cluster")
 """
-    subprocess.run([sys.executable, "-c", pretend], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", pretend], check=True, cwd=ROOT, env=ffmpeg)
     command = [*CLI, "curate", "media/videos", "--out", "other", "--ray-address", cluster]
-    done = subprocess.run(command, cwd=hostile, env=ffmpeg, capture_output=True, text=True, check=False)
-    words = " ".join(done.stderr.split())
-    assert done.returncode == 4 and "Traceback" not in words and words.count("error:") == 1, done.stderr
-    assert "Ray: 2.9.0" in words and "run the same Ray and Python" in words
+    for mode, said in (("token", "run the same Ray and Python"), ("disabled", "set RAY_AUTH_MODE=token")):
+        env = {**ffmpeg, "RAY_AUTH_MODE": mode}
+        done = subprocess.run(command, cwd=hostile, env=env, capture_output=True, text=True, check=False)
+        words = " ".join(done.stderr.split())
+        assert done.returncode == 4 and "Traceback" not in words and words.count("error: joining") == 1, done.stderr
+        assert said in words, words
 
 
 def test_a_node_without_our_code_or_with_other_code_is_one_sentence(tmp_path: Path) -> None:

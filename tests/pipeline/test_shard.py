@@ -32,6 +32,7 @@ from curation.clipread import read_clip
 from model import conditions, masks
 from pipeline import identity, shards_edit, store
 from pipeline.encode import load_encoders
+from pipeline.relocate import relocate
 from pipeline.shard import shard
 from pipeline.shards_stats import described, read_index, stats
 from pipeline.shards_verify import verify
@@ -626,3 +627,19 @@ def test_the_real_vae_s_code_makes_shards_too(world: Path, tmp_path: Path) -> No
         mask4=masks.latent_mask(mask),
     )  # fmt: skip
     torch.testing.assert_close(got[4:].float(), want.float(), rtol=0.02, atol=0.02)
+
+
+def test_media_that_moved_are_encoded_after_a_relocation_and_until_then_the_causes_are_named(tmp_path: Path) -> None:
+    catalog_dir = make_catalog(tmp_path, 4)
+    expected = shard(str(catalog_dir), str(tmp_path / "expected"), CONFIG, inline=True)
+    shutil.move(tmp_path / "videos", tmp_path / "moved")
+    with pytest.raises(EchoForgeError) as nothing:
+        shard(str(catalog_dir), str(tmp_path / "dataset"), CONFIG, inline=True)
+    message = str(nothing.value)
+    assert message.count(f"{tmp_path}/videos/puppet-") >= 3 and "(and 1 more)" in message
+    assert f"`catalog relocate {catalog_dir} OLD NEW`" in message and "\n" not in message
+    relocate(str(catalog_dir), str(tmp_path / "videos"), str(tmp_path / "moved"))
+    summary = shard(str(catalog_dir), str(tmp_path / "dataset"), CONFIG, inline=True)
+    assert (summary.samples, summary.failed) == (expected.samples, [])
+    assert verify(str(tmp_path / "dataset")).ok
+    assert shard(str(catalog_dir), str(tmp_path / "dataset"), CONFIG, inline=True).encoded_now == 0

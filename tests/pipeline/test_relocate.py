@@ -1,0 +1,187 @@
+"""Media that moved: nothing is analysed again, nothing is lost, and a mistake is one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from configs import schema
+from configs.errors import EchoForgeError
+from configs.paths import absolute, absolute_files
+from curation.catalog import clip_id, video_id
+from pipeline import catalog, curate, relocate, store
+
+CALLS: list[str] = []
+
+
+def analyse(
+    uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One clip of 33 frames for every video."""
+    CALLS.append(Path(uri).name)
+    video = video_id(uri)
+    clip = {"clip_id": clip_id(video, 0, 33), "video_id": video, "source_uri": uri, "start_frame": 0, "end_frame": 33}
+    scores = {"start_s": 0.0, "end_s": 1.32, "width": 96, "height": 96, "phash": [], "captions": [], "tracks": []}
+    row = {"video_id": video, "source_uri": uri, "duration_s": 10.0, "bytes": Path(uri).stat().st_size}
+    return row, [clip | scores]
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    CALLS.clear()
+    monkeypatch.setattr(curate, "analyse_video", analyse)
+    monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
+    monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
+    monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
+    for folder in ("old", "old/more", "older", "work"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate(("old/a.mp4", "old/b [x].mp4", "old/more/c.mp4", "older/d.mp4")):
+        (tmp_path / name).write_text("x" * (number + 1))
+    (tmp_path / "old" / "a.txt").write_text("a caption")
+    monkeypatch.chdir(tmp_path / "work")
+
+
+def run(*sources: str, out: str = "../catalog") -> list[str]:
+    """What was analysed."""
+    CALLS.clear()
+    curate.curate(list(sources), out, schema.load("tiny"), inline=True, quiet=True)
+    return sorted(CALLS)
+
+
+def uris(out: str = "../catalog", name: str = "videos") -> list[str]:
+    found = [row["source_uri"] for file in Path(out, name).glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_moved_media_are_renamed_everywhere_and_not_analysed_again(tmp_path: Path, how: str) -> None:
+    run("../old", "../older")
+    new = tmp_path / "new"
+    shutil.move(tmp_path / "old", new) if how == "moved" else shutil.copytree(
+        tmp_path / "old", new, copy_function=shutil.copy
+    )
+    done = catalog.relocate("../catalog", "../old/", "../new")
+    assert (done.sources, done.clips, done.left) == (3, 3, [])
+    expected = [str(new / name) for name in ("a.mp4", "b [x].mp4", "more/c.mp4")]
+    expected.append(str(tmp_path / "older" / "d.mp4"))
+    assert uris() == uris(name="clips") == expected
+    assert f"{tmp_path}/old/" not in Path("../catalog/report.html").read_text()
+    for sources in (["../new"], ["../new", "../older"], [str(new)]):
+        assert run(*sources) == [] and uris() == expected
+    os.utime(new / "more" / "c.mp4", ns=(1, 1))
+    assert run("../new") == ["c.mp4"] and uris() == expected, "a file that changed since is analysed"
+    (new / "a.txt").write_text("another caption")
+    assert run("../new") == ["a.mp4"]
+
+
+def test_what_is_not_there_keeps_its_name_and_is_listed(tmp_path: Path) -> None:
+    run("../old")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "new" / "a.mp4").unlink()
+    (tmp_path / "new" / "more" / "c.mp4").write_text("of another size")
+    done = relocate.relocate("../catalog", str(tmp_path / "old"), "../new")
+    assert done.sources == 1 and len(done.left) == 2 and "there is no" in done.left[0] and "bytes, not" in done.left[1]
+    assert [Path(uri).parent.name for uri in uris()] == ["new", "old", "more"]
+    with pytest.raises(EchoForgeError, match=r"none of the 2 sources .*/nowhere.*the first: .*a\.mp4"):
+        relocate.relocate("../catalog", "../old", "../nowhere")
+    with pytest.raises(
+        EchoForgeError, match=r"no source of .* lies below '/elsewhere'; its 3 sources are.*a\.mp4.*c\.mp4"
+    ):
+        relocate.relocate("../catalog", "/elsewhere", "../new")
+    with pytest.raises(EchoForgeError, match="holds no catalog"):
+        relocate.relocate("../none", "../old", "../new")
+
+
+def test_a_relocation_that_was_killed_is_finished_by_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("../old")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    real = store.write_table
+    for most in range(20):  # one write more each time
+        written: list[str] = []
+
+        def killed(
+            url: str, table: Any, row_group: int | None = None, written: list[str] = written, most: int = most
+        ) -> None:
+            if len(written) == most:
+                raise KeyboardInterrupt
+            written.append(url)
+            real(url, table, row_group)
+
+        monkeypatch.setattr(store, "write_table", killed)
+        try:
+            relocate.relocate("../catalog", "../old", "../new")
+        except KeyboardInterrupt:
+            continue
+        break
+    monkeypatch.setattr(store, "write_table", real)
+    assert 2 < most < 19 and catalog.status("../catalog").clips
+    assert run("../new") == [] and len(uris()) == 3
+
+
+def test_half_renamed_tables_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("../old")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+
+    def killed(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(relocate, "_rename_tables", killed)
+    with pytest.raises(KeyboardInterrupt):
+        relocate.relocate("../catalog", "../old", "../new")
+    with pytest.raises(EchoForgeError, match=r"relocate \.\./catalog \.\./old \.\./new` was interrupted; run it again"):
+        catalog.status("../catalog")
+
+
+def test_relative_names_of_earlier_catalogs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as before:  # as it was stored then
+        before.setattr("curation.sources.absolute", lambda name: name)
+        assert len(run("old", "older", out="catalog")) == 4 and uris("catalog")[0] == "old/a.mp4"
+    monkeypatch.chdir(tmp_path / "work")
+    where = relocate.found(uris(), "../catalog")
+    assert where["old/more/c.mp4"] == str(tmp_path / "old/more/c.mp4")
+    shutil.move(tmp_path / "older", tmp_path / "work" / "elsewhere")
+    with pytest.raises(EchoForgeError, match=r"older/d\.mp4.*catalog relocate ../catalog older /path/to/older"):
+        relocate.found(uris(), "../catalog")
+    assert relocate.relocate("../catalog", "older", "elsewhere").sources == 1
+    assert run("../old", "elsewhere") == []
+    assert uris() == [str(tmp_path / f"old/{n}") for n in ("a.mp4", "b [x].mp4", "more/c.mp4")] + [
+        str(tmp_path / "work/elsewhere/d.mp4")
+    ]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(["old", "more", "..", ".", "link", "a.mp4"]), min_size=1, max_size=5))
+def test_an_absolute_path_is_the_same_file_in_every_folder(tmp_path: Path, parts: list[str]) -> None:
+    link = tmp_path / "old" / "link"
+    if not link.is_symlink():
+        link.symlink_to(tmp_path / "older", target_is_directory=True)
+    name = "/".join(["..", *parts])
+    found = absolute(name)
+    assert Path(found).is_absolute() and ".." not in Path(found).parts
+    assert os.path.realpath(found) == os.path.realpath(name) and absolute(found) == found
+
+
+def test_every_file_that_a_preset_names_is_absolute_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from configs.weights import needs
+
+    monkeypatch.setenv("ECHOFORGE_WEIGHTS", "files")
+    config = schema.load("wan2.1-fun-1.3b", ["sync.fitted=../fit.safetensors", "aesthetic.head=hub:org/name"])
+    there = schema.to_mapping(absolute_files(config))
+    for need in needs(schema.to_mapping(config)):
+        value: Any = there
+        for key in need.key.split("."):
+            value = value[key]
+        assert value == str(Path.cwd() / "files" / need.configured.removeprefix("weights:")), need.key
+    assert there["sync"]["fitted"] == str(Path.cwd().parent / "fit.safetensors")
+    assert there["aesthetic"]["head"] == "hub:org/name"
+    assert config == schema.from_mapping(schema.to_mapping(config)), "the configuration itself stays as it is"
