@@ -185,3 +185,14 @@ def test_every_file_that_a_preset_names_is_absolute_for_workers(monkeypatch: pyt
     assert there["sync"]["fitted"] == str(Path.cwd().parent / "fit.safetensors")
     assert there["aesthetic"]["head"] == "hub:org/name"
     assert config == schema.from_mapping(schema.to_mapping(config)), "the configuration itself stays as it is"
+
+
+def test_media_that_moved_into_an_object_store_and_within_it(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "old" / "a.txt").unlink()  # captions beside a file are read on disks only
+    run("../old")
+    for place in ("raw", "later"):
+        for file in (tmp_path / "old").rglob("*.mp4"):
+            store.write_bytes(f"{s3}/{place}/{file.relative_to(tmp_path / 'old')}", file.read_bytes())
+    for old, new in (("../old", f"{s3}/raw/"), (f"{s3}/raw", f"{s3}/later")):
+        assert relocate.relocate("../catalog", old, new).sources == 3
+        assert run(new) == [] and uris()[0] == f"{new.rstrip('/')}/a.mp4"
