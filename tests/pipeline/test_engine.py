@@ -93,8 +93,11 @@ def test_many_failures_in_a_row_stop_the_run(tmp_path: Path) -> None:
         run(ledger(tmp_path), work, inline=True)
 
 
-def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(tmp_path: Path, on_path: None) -> None:
+def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
+    tmp_path: Path, on_path: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One Ray for all of it: crash, kill, hang with the interpreter's lock held, memory, exception; equal results."""
+    from pipeline import cluster
     from pipeline.cluster import session
 
     where = ledger(tmp_path)
@@ -111,6 +114,10 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(tm
         outcome = run(where, work, inline=False)
         with pytest.raises(MissingWeights, match="fetch them"):
             engine.run(units(3), workers.NoWeights, ledger(tmp_path, "2"), SHARE, EXECUTION)
+        elsewhere = {"root": "/elsewhere", "digest": "0" * 16, "version": "9.9", "strangers": []}
+        monkeypatch.setattr(cluster, "_this_code", lambda: elsewhere)  # as if the driver were another machine's
+        with pytest.raises(EngineError, match=r"runs other code of EchoForge .* than this machine \(9\.9"):
+            run(ledger(tmp_path, "3"), units(3), inline=False)
     bad = {3, 50, 90, 120, 150}
     assert squares(where) == [(n, n * n) for n in range(200) if n not in bad]
     causes = {f.key: f.cause for f in outcome.quarantined}
