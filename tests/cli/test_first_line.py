@@ -23,6 +23,7 @@ LONG = {
     "demo": ["--out", "demo"],
     "eval": ["a.mp4"],
     "catalog redecide": ["catalog"],
+    "catalog relocate": ["catalog", "old", "new"],
     "catalog report": ["catalog"],
     "shards verify": ["dataset"],
     "shards inspect": ["dataset", "sample"],
