@@ -92,7 +92,11 @@ def analyse_again(
         if again.get("error_stage") or [_place(c) for c in found] != [_place(c) for c in clips]:
             return whole()
         kept = _columns_of(backends, run)
-        return again, [new | {name: old[name] for name in kept} for new, old in zip(found, clips, strict=True)]
+        merged = [new | {name: old[name] for name in kept} for new, old in zip(found, clips, strict=True)]
+        for clip in merged if "captions" in run else ():
+            if [said["source"] for said in clip["captions"]] == ["template"]:  # it says whether somebody talks: `sound`
+                clip["captions"] = captions(clip | {"captions": None}, [], cfg.captions)
+        return again, merged
     try:
         if "captions" in run:
             clips = [clip | {"captions": None} for clip in clips]

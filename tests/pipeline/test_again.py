@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,12 @@ def test_rows_of_a_broken_file_are_no_start(tmp_path: Path) -> None:
     assert error[0]["error_stage"]
     loaded = backends.load(cfg)
     assert stored(again.analyse_again(str(file), cfg, backends=loaded, run={"text"}, before=error)) == error
+
+
+def test_a_template_caption_says_that_somebody_talks_when_sync_alone_ran_again(video: str, tmp_path: Path) -> None:
+    bare = shutil.copy(video, tmp_path / "without-a-caption-beside-it.mp4")
+    before, now = config(), config("sync.vshift=10")
+    run = again.outdated(backends.parameters(before), backends.parameters(now))
+    old, loaded = analysed(str(bare), before), backends.load(now)
+    assert run == {"sync", "captions"} and "not talking" not in old[1][0]["captions"][0]["text"]
+    assert stored(again.analyse_again(str(bare), now, backends=loaded, run=run, before=old)) == old
