@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from configs.devices import usable
 from configs.errors import EchoForgeError, MissingWeights
 from curation.config import CaptionsConfig
 from curation.media import utf8
@@ -164,6 +165,7 @@ class VisionCaptioner:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         self._cfg = cfg
+        usable(cfg.device, "captions.device")
         try:
             self._processor: Any = AutoProcessor.from_pretrained(cfg.model)
             dtype = torch.bfloat16 if cfg.device.startswith("cuda") else torch.float32

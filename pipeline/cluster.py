@@ -313,7 +313,7 @@ class _Pool:
         if room == 0 and not self.busy and not self.idle:
             raise EngineError(
                 f"no machine has room for one worker of {share.cpus:g} CPUs, {share.gpus:g} GPUs and "
-                f"{share.memory_mb} MB: lower these under 'execution' in the configuration, or join a larger cluster."
+                f"{share.memory_mb} MB: lower them (keys execution.curate, execution.shard or gather.share), or join a larger cluster."
             )
         return min(room, share.count) if share.count else room
 

@@ -23,6 +23,7 @@ from safetensors.torch import save
 
 from configs import aliases, strict
 from configs.dataset_schema import NEGATIVES
+from configs.devices import usable
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from configs.schema import Config
@@ -69,6 +70,7 @@ class GatherWorker:
     ) -> None:
         self.config, self.dataset, self.step, self.stage, self.weights = config, dataset, step, stage, weights
         self.folder, self.device = folder, config.pipeline.gather.device
+        usable(self.device, "gather.device", "gather.share.gpus=0")
         self.network = load_network(step, config.model.transformer, self.device, weights)
         self.codec = load_codec(config.model.codec, self.device)
         self.prompts = inputs.read_prompts(dataset)
