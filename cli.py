@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -710,39 +711,32 @@ def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes
 
 
 @weights_app.command("list")
-def weights_list(ctx: typer.Context, preset: Preset = None, set_: Set = None) -> None:
-    """Every pretrained file that the preset needs: source, licence, size, digest, present or not."""
-    from configs import schema, weights
+def weights_list(
+    ctx: typer.Context,
+    preset: Preset = None,
+    set_: Set = None,
+    urls: Annotated[
+        bool, typer.Option("--urls", help="Only addresses and places, tab between, for a downloader elsewhere.")
+    ] = False,
+) -> None:
+    """Every pretrained file that the preset needs: purpose, size, place, licence, present or not; and the total."""
+    from configs import schema, weights, weights_list
+    from configs.program import command
 
     config = _config(ctx, preset, set_)
     needed = weights.needs(schema.to_mapping(config))
+    if urls:
+        print(weights_list.urls(needed))
+        return
     if not needed:
         console.print(f"The preset '{config.preset}' needs no pretrained file.")
-    rows = []
-    for need in needed:
-        known = need.known
-        size = f"{known.bytes / 1e6:,.1f} MB" if known and known.bytes else "unknown"
-        digest = known.sha256[:12] if known and known.sha256 else "unknown"
-        rows.append(
-            [
-                need.key,
-                known.name if known else need.configured,
-                known.source if known else "yours",
-                known.licence if known else "",
-                size,
-                digest,
-                "present" if need.present else "[red]missing[/red]",
-            ]
-        )
-    if rows:
-        _print_table(
-            f"Pretrained files of '{config.preset}' (folder: {weights.folder()})",
-            ["key", "file", "source", "licence", "size", "sha256", "here"],
-            rows,
-        )
-        console.print(
-            "Fetch what is missing with `weights fetch`, or point its key at a local path with --set KEY=PATH."
-        )
+        return
+    print(weights_list.render(config.preset, needed, console.width))
+    if any(weights_list.is_bad(need.state) for need in needed):
+        named = preset or ctx.obj["preset"]
+        options = [*(["--preset", named] if named else []), *(f"--set={s}" for s in [*ctx.obj["set"], *(set_ or [])])]
+        print(f"\nGet what is missing: {command('weights', 'fetch', *options)}")
+        print("or point a key at your copy: --set KEY=PATH")
 
 
 @weights_app.command("fetch", cls=LongCommand)
@@ -755,38 +749,56 @@ def weights_fetch(
     preset: Preset = None,
     set_: Set = None,
 ) -> None:
-    """Download pretrained files into the weights folder; each appears whole or not at all."""
-    from rich.progress import Progress
+    """Download pretrained files into the weights folder; each appears whole or not at all.
+
+    Files named here are downloaded even where one is. An interrupted download goes on where it stopped.
+    """
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from configs import schema, weights
 
-    by_name = {file.name: file for file in weights.REGISTRY}
-    if unknown := [n for n in name or [] if n not in by_name]:
-        raise EchoForgeError(f"no pretrained file is called '{unknown[0]}'; known: {', '.join(by_name)}.")
-    needed = weights.needs(schema.to_mapping(_config(ctx, preset, set_)))
-    files = [by_name[n] for n in name] if name else [n.known for n in needed if n.known and not n.present]
+    if name:
+        files = weights.named(name)
+    else:
+        needed = weights.needs(schema.to_mapping(_config(ctx, preset, set_)))
+        files = [need.known for need in needed if need.known and need.state == "missing"]
+        for need in needed:
+            if need.known and need.state == "size differs":
+                console.print(
+                    f"{need.path} is not of the published size and was left alone; `weights fetch {need.known.name}` "
+                    "replaces it.", soft_wrap=True,
+                )  # fmt: skip
     if not files:
         console.print("Nothing to fetch.")
-    for file in files:
-        with Progress(console=console) as progress:
-            task = progress.add_task(file.name, total=file.bytes)
-            path = weights.fetch(
-                file, lambda done, total, task=task: progress.update(task, completed=done, total=total or None)
-            )
-        console.print(f"{file.name}: {path}")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def begin(file: weights.WeightFile) -> Callable[[int, int], None]:
+            task = progress.add_task(file.name, total=file.bytes or file.derived_bytes)
+            return lambda done, total: progress.update(task, completed=done, total=total or None)
+
+        came = weights.fetch_all(files, begin)
+    for path in came:
+        console.print(str(path), highlight=False, soft_wrap=True)
 
 
 @weights_app.command("check", cls=LongCommand)
 def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -> None:
-    """Compare what is here with the known sizes and digests; exit 3 when a needed file is missing or differs."""
-    from configs import schema, weights
+    """Read what is here and compare it with the known sizes and digests; exit 3 when a file is missing or differs."""
+    from configs import schema, weights, weights_list
 
-    needed = weights.needs(schema.to_mapping(_config(ctx, preset, set_)))
-    states = [
-        (n, weights.check(n.known, n.path) if n.known else ("present" if n.present else "missing")) for n in needed
-    ]
-    _print_table("Pretrained files", ["key", "path", "state"], [[n.key, n.path, state] for n, state in states])
-    if any(state in ("missing", "size differs", "digest differs") for _, state in states):
+    config = _config(ctx, preset, set_)
+    needed = weights.needs(schema.to_mapping(config))
+    if not needed:
+        console.print(f"The preset '{config.preset}' needs no pretrained file.")
+    bad = 0
+    for need in needed:
+        state = weights.check(need.known, need.path) if need.known and need.path else need.state
+        bad += weights_list.is_bad(state)
+        print(weights_list.checked(need, state), flush=True)
+    if bad:
+        print(f"{bad} of {len(needed)} files are missing or differ; they belong in {weights.folder().absolute()}.")
         raise typer.Exit(3)
 
 

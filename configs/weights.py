@@ -7,23 +7,29 @@ Nothing is fetched behind the user's back: a command that lacks a file stops wit
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import shutil
+import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from configs.errors import EchoForgeError, MissingWeights
 
 FUN_INP = "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP"
 ECHOMIMIC = "BadToBest/EchoMimicV3"
 VGG = "https://www.robots.ox.ac.uk/~vgg/software/lipsync/data"
+_BLOCK = 1 << 20
+_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One pretrained file. ``bytes`` and ``sha256`` are None where no trustworthy figure is known to us."""
+    """One pretrained file. ``bytes`` and ``sha256`` are None where no public figure could be found."""
 
     name: str
     what: str
@@ -34,21 +40,28 @@ class WeightFile:
     url: str | None = None  # or a plain address
     bytes: int | None = None
     sha256: str | None = None
+    derived_bytes: int | None = None  # parameters times their width, where no size is published; shown, never checked
+    beside: tuple[str, ...] = ()  # names of the files that its loader reads from the same folder
 
     @property
-    def source(self) -> str:
-        """Where a person finds the file."""
-        return self.url or f"{self.repo}: {self.file}"
+    def address(self) -> str:
+        """Where it is downloaded from. ``$HF_ENDPOINT`` names another hub, as in huggingface_hub."""
+        if self.url:
+            return self.url
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        return f"{hub}/{self.repo}/resolve/main/{urllib.parse.quote(str(self.file))}"
 
 
 REGISTRY: tuple[WeightFile, ...] = (
     WeightFile(
         "fun-inp-transformer",
-        "Wan2.1-Fun 1.3B InP transformer, the base that training starts from",
+        "Wan2.1-Fun 1.3B InP transformer: what training starts from",
         "Wan2.1-Fun-V1.1-1.3B-InP/diffusion_pytorch_model.safetensors",
         "Apache-2.0",
         FUN_INP,
         "diffusion_pytorch_model.safetensors",
+        bytes=3_128_957_992,
+        sha256="4ec199076538b946935ebcb3ba808d3c427e638f29519a3c3c98d31d821e5eed",
     ),
     WeightFile(
         "wan-vae",
@@ -57,6 +70,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "Apache-2.0",
         FUN_INP,
         "Wan2.1_VAE.pth",
+        bytes=507_609_880,
+        sha256="38071ab59bd94681c686fa51d75a1968f64e470262043be31f7a094e442fd981",
     ),
     WeightFile(
         "umt5-xxl",
@@ -65,6 +80,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "Apache-2.0",
         FUN_INP,
         "models_t5_umt5-xxl-enc-bf16.pth",
+        bytes=11_361_920_418,
+        sha256="7cace0da2b446bbbbc57d031ab6cf163a3d59b366da94e5afe36745b746fd81d",
     ),
     WeightFile(
         "umt5-tokenizer",
@@ -73,6 +90,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "Apache-2.0",
         FUN_INP,
         "google/umt5-xxl/tokenizer.json",
+        bytes=16_837_417,
+        sha256="6e197b4d3dbd71da14b4eb255f4fa91c9c1f2068b20a2de2472967ca3d22602b",
     ),
     WeightFile(
         "clip-vit-h14",
@@ -81,6 +100,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "MIT",
         FUN_INP,
         "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
+        bytes=4_772_359_047,
+        sha256="628c9998b613391f193eb67ff68da9667d75f492911e4eb3decf23460a158c38",
     ),
     WeightFile(
         "whisper-tiny",
@@ -99,6 +120,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "Apache-2.0",
         ECHOMIMIC,
         "transformer/diffusion_pytorch_model.safetensors",
+        bytes=3_414_541_616,
+        sha256="ba25a75c7511ba57a346480d50567b57270282c1f3ab121558c07b65a97adf1f",
     ),
     WeightFile(
         "wav2vec2-base-960h",
@@ -107,6 +130,9 @@ REGISTRY: tuple[WeightFile, ...] = (
         "Apache-2.0",
         "facebook/wav2vec2-base-960h",
         "model.safetensors",
+        bytes=377_607_901,
+        sha256="8aa76ab2243c81747a1f832954586bc566090c83a0ac167df6f31f0fa917d74a",
+        beside=("wav2vec2-base-960h-config",),
     ),
     WeightFile(
         "wav2vec2-base-960h-config",
@@ -115,6 +141,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "Apache-2.0",
         "facebook/wav2vec2-base-960h",
         "config.json",
+        bytes=1_596,
+        sha256="d3ec255c063d9f95057b553b19c20135b259875834a4fe9deb218a6be25b4cf3",
     ),
     WeightFile(
         "chinese-wav2vec2-base",
@@ -123,6 +151,9 @@ REGISTRY: tuple[WeightFile, ...] = (
         "MIT",
         "TencentGameMate/chinese-wav2vec2-base",
         "pytorch_model.bin",
+        bytes=380_261_837,
+        sha256="be2da40c9e7ae26bfc904a3ed79ebb9e8f060bec6dba85d6a6ae86114bc38901",
+        beside=("chinese-wav2vec2-base-config",),
     ),
     WeightFile(
         "chinese-wav2vec2-base-config",
@@ -131,13 +162,17 @@ REGISTRY: tuple[WeightFile, ...] = (
         "MIT",
         "TencentGameMate/chinese-wav2vec2-base",
         "config.json",
+        bytes=1_951,
+        sha256="dc2cd2f989104b9510ce9e43a343a6f1fe55aa60baa1fcfca0c5908e6590b8b6",
     ),
     WeightFile(
         "syncnet-v2",
         "SyncNet v2: audio-visual sync confidence and offset",
         "syncnet/syncnet_v2.model",
-        "CC-BY (research), see the VGG page",
+        "see the VGG page",
         url=f"{VGG}/syncnet_v2.model",
+        bytes=54_573_114,
+        sha256="961e8696f888fce4f3f3a6c3d5b3267cf5b343100b238e79b2659bff2c605442",
     ),
     WeightFile(
         "s3fd",
@@ -145,6 +180,8 @@ REGISTRY: tuple[WeightFile, ...] = (
         "syncnet/sfd_face.pth",
         "see the VGG page",
         url=f"{VGG}/sfd_face.pth",
+        bytes=89_844_381,
+        sha256="d54a87c2b7543b64729c9a25eafd188da15fd3f6e02f0ecec76ae1b30d86c491",
     ),
     WeightFile(
         "yunet",
@@ -155,26 +192,106 @@ REGISTRY: tuple[WeightFile, ...] = (
         bytes=232_589,
         sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
     ),
+    WeightFile(
+        "clip-vit-l14",
+        "OpenAI's CLIP ViT-L/14 as open_clip stores it: the optional aesthetic score",
+        "aesthetic/open_clip_model.safetensors",
+        "MIT",
+        "timm/vit_large_patch14_clip_224.openai",
+        "open_clip_model.safetensors",
+        derived_bytes=1_710_466_052,  # 427,616,513 float32 parameters
+    ),
+    WeightFile(
+        "aesthetic-head",
+        "LAION's linear head: the optional aesthetic score",
+        "aesthetic/sac+logos+ava1-l14-linearMSE.pth",
+        "Apache-2.0",
+        url="https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+        "sac%2Blogos%2Bava1-l14-linearMSE.pth",
+        bytes=3_714_759,
+        sha256="21dd590f3ccdc646f0d53120778b296013b096a035a2718c9cb0d511bff0f1e0",
+    ),
 )
+# Sizes and digests: the Git LFS pointers on the hub's file pages, and public lists that agree with them (2026-11). Of
+# the two configurations of wav2vec2, of S3FD and of SyncNet: public lists only.
+
+_BY_NAME = {file.name: file for file in REGISTRY}
+_BY_PATH = {file.path: file for file in REGISTRY}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A configuration key that names a pretrained file.
+
+    Attributes:
+        what: it, in words, for messages.
+        switch: the keys that decide whether the file is used; none: it is used when the key is not null.
+        default: values of ``switch`` with which it is used → name of the file that null stands for ("": of none).
+    """
+
+    key: str
+    what: str
+    switch: tuple[str, ...] = ()
+    default: Mapping[tuple[Any, ...], str] | None = None
+
+
+KEYS: dict[str, Key] = {
+    key.key: key
+    for key in (
+        Key("faces.weights", "the face detector", ("faces.detector",), {("yunet",): "yunet", ("s3fd",): "s3fd"}),
+        Key("sync.weights", "SyncNet v2", ("sync.backend",), {("syncnet_v2",): "syncnet-v2"}),
+        Key("sync.fitted", "the fitted SyncNet", ("sync.backend",), {("fitted",): ""}),
+        Key("aesthetic.clip", "CLIP of the aesthetic score", ("aesthetic.enabled",), {(True,): "clip-vit-l14"}),
+        Key("aesthetic.head", "the head of the aesthetic score", ("aesthetic.enabled",), {(True,): "aesthetic-head"}),
+        Key("captions.model", "the captioning model", ("captions.kind",), {("vlm",): ""}),
+        Key("codec.path", "the Wan VAE", ("codec.kind",), {("wan",): "wan-vae"}),
+        Key("text_encoder.path", "the umT5 encoder", ("text_encoder.kind",), {("umt5",): "umt5-xxl"}),
+        Key("text_encoder.tokenizer", "the umT5 tokenizer", ("text_encoder.kind",), {("umt5",): "umt5-tokenizer"}),
+        Key("image_encoder.path", "the CLIP image encoder", ("image_encoder.kind",), {("clip",): "clip-vit-h14"}),
+        Key(
+            "audio_encoder.path",
+            "the audio encoder",
+            ("audio_encoder.kind", "audio_encoder.variant"),
+            {
+                ("whisper", "whisper"): "whisper-tiny",
+                ("wav2vec2", "preview"): "wav2vec2-base-960h",
+                ("wav2vec2", "flash"): "chinese-wav2vec2-base",
+                # listed where somebody combines them all the same
+                ("wav2vec2", "whisper"): "",
+                ("whisper", "preview"): "",
+                ("whisper", "flash"): "",
+            },
+        ),
+        Key("checkpoint.init", "the weights to start from"),
+    )
+}
+"""Every key of the configuration that names a pretrained file, and what null means there."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """A place in the configuration that names a file: ``key`` holds ``configured``; ``known`` is our entry for it."""
+    """A file that a configuration uses: ``key`` names it with ``configured``; ``known`` is our entry for it, if any."""
 
     key: str
-    configured: str
+    configured: str | None
     known: WeightFile | None
+    path: Path | None  # None: in the hub's own cache, or nowhere yet
 
     @property
-    def path(self) -> Path:
-        """The local path that the configuration means (relative ones below the weights folder, else as given)."""
-        return resolve(self.configured)
+    def purpose(self) -> str:
+        """What it is for."""
+        return self.known.what if self.known else KEYS[self.key].what
 
     @property
-    def present(self) -> bool:
-        """Is it on this machine?"""
-        return self.path.exists()
+    def state(self) -> str:
+        """Where it stands, without reading it: 'present' | 'missing' | 'size differs' | 'hub' | 'not named'."""
+        if self.path is None:
+            return "hub" if self.configured else "not named"
+        if not self.path.exists():
+            return "missing"
+        known = self.known
+        differs = known and known.bytes and self.path.is_file() and self.path.stat().st_size != known.bytes
+        return "size differs" if differs else "present"
 
 
 def folder() -> Path:
@@ -188,41 +305,111 @@ def resolve(configured: str) -> Path:
     return folder() / rest if sep and not prefix else Path(configured)
 
 
-def needs(mapping: Mapping[str, Any], prefix: str = "") -> list[Need]:
-    """All values of the form ``weights:…`` in a configuration mapping, in order."""
-    by_path = {file.path: file for file in REGISTRY}
+def needs(mapping: Mapping[str, Any]) -> list[Need]:
+    """The files that a configuration (`schema.to_mapping`, or some of its sections) uses, in the order of :data:`KEYS`."""
     found: list[Need] = []
-    for key, value in mapping.items():
-        dotted = f"{prefix}.{key}" if prefix else key
-        if isinstance(value, Mapping):
-            found += needs(value, dotted)
-        elif isinstance(value, str) and value.startswith("weights:"):
-            rest = value.removeprefix("weights:")
-            known = by_path.get(rest) or next((f for f in REGISTRY if f.path.startswith(rest + "/")), None)
-            found.append(Need(dotted, value, known))
+    for key in KEYS.values():
+        if key.key.partition(".")[0] not in mapping:
+            continue
+        configured = _value(mapping, key.key)
+        if key.default is None:
+            name = None if configured is None else ""
+        else:
+            name = key.default.get(tuple(_value(mapping, part) for part in key.switch))
+        if name is not None:
+            found += _needed(key.key, configured or (f"weights:{_BY_NAME[name].path}" if name else None))
     return found
 
 
-def locate(what: str, configured: str | None) -> Path:
+def _value(mapping: Mapping[str, Any], dotted: str) -> Any:
+    node: Any = mapping
+    for part in dotted.split("."):
+        node = node[part]
+    return node
+
+
+def _needed(key: str, configured: str | None) -> list[Need]:
+    """One need, or one for each known file of a folder and for each file that its loader reads beside it."""
+    if configured is None or configured.startswith("hub:"):
+        return [Need(key, configured, None, None)]
+    path, rest = resolve(configured), configured.removeprefix("weights:")
+    if rest == configured:  # the user's own
+        return [Need(key, configured, None, path)]
+    if rest in _BY_PATH:
+        files = with_beside([_BY_PATH[rest]])
+    else:
+        files = [file for file in REGISTRY if file.path.startswith(rest.rstrip("/") + "/")]
+    return [Need(key, configured, file, folder() / file.path) for file in files] or [Need(key, configured, None, path)]
+
+
+def with_beside(files: Iterable[WeightFile]) -> list[WeightFile]:
+    """The files and those that their loaders read beside them, each once."""
+    return list(dict.fromkeys(part for file in files for part in (file, *(_BY_NAME[n] for n in file.beside))))
+
+
+def named(names: Iterable[str]) -> list[WeightFile]:
+    """Registry entries by name, with the files beside them.
+
+    Raises:
+        EchoForgeError: no such name; the sentence lists them.
+    """
+    names = list(names)
+    if unknown := [name for name in names if name not in _BY_NAME]:
+        raise EchoForgeError(f"no pretrained file is called '{unknown[0]}'; known: {', '.join(_BY_NAME)}.")
+    return with_beside(_BY_NAME[name] for name in names)
+
+
+def locate(key: str, configured: str | None, *kind: Any) -> Path:
     """The local file or folder that a configuration value names.
 
     Args:
-        what: for the message, e.g. ``"the Wan VAE (codec.path)"``.
-        configured: a local path, ``weights:PATH`` for one below the weights folder, or a hub id: ``hub:ORG/NAME`` for
-            a whole repository, ``hub:ORG/NAME/FILE`` for one file of it (downloaded into the hub's own cache).
+        key: of :data:`KEYS`.
+        configured: its value: a local path, ``weights:PATH`` for one below the weights folder, ``hub:ORG/NAME`` for a
+            whole repository of the hub, ``hub:ORG/NAME/FILE`` for one file of it (downloaded into the hub's own
+            cache), or null.
+        kind: the values of the key's switch, which say what null stands for.
 
     Raises:
-        MissingWeights: nothing configured, or nothing there; the sentence says how to get it.
+        MissingWeights: nothing configured, or nothing there; the sentence says which command gets it.
     """
-    remedy = "`python cli.py weights list` says where it comes from, `weights fetch` downloads it"
-    if not configured:
-        raise MissingWeights(f"No file is configured for {what}; {remedy}.")
+    entry = KEYS[key]
+    name = (entry.default or {}).get(kind, "")
+    if not configured and not name:
+        raise MissingWeights(f"{entry.what} is wanted, but {key} names no file; set it with --set {key}=PATH.")
+    configured = configured or f"weights:{_BY_NAME[name].path}"
     if configured.startswith("hub:"):
-        return _from_hub(what, configured.removeprefix("hub:"))
+        return _from_hub(f"{entry.what} ({key})", configured.removeprefix("hub:"))
     path = resolve(configured)
-    if not path.exists():
-        raise MissingWeights(f"{what} is not at {path}; {remedy}, or set its configuration key to a local path.")
-    return path
+    if path.exists():
+        return path
+    known = next((need.known for need in _needed(key, configured) if need.known), None)
+    if known:
+        remedy = f"get it with `python cli.py weights fetch {known.name}`, or set {key} to the path of yours"
+    elif name:
+        place = f"set {key}=weights:{_BY_NAME[name].path} and get it with `python cli.py weights fetch {name}`"
+        remedy = f"correct the path, or {place}"
+    else:
+        remedy = f"correct the path in {key}"
+    raise MissingWeights(f"{entry.what} ({key}) is not at {path.absolute()}; {remedy}.")
+
+
+def require(mapping: Mapping[str, Any]) -> None:
+    """Look for all files of some sections at once, before the first one is loaded, which may take minutes.
+
+    Raises:
+        MissingWeights: some are not here; the sentence names all of them and the command that gets them.
+    """
+    lacking = [need for need in needs(mapping) if need.path is not None and not need.path.exists()]
+    known = list(dict.fromkeys(need.known.name for need in lacking if need.known))
+    if len(lacking) > 1 and len(known) == len(lacking):
+        places = ", ".join(need.known.path for need in lacking if need.known)
+        raise MissingWeights(
+            f"{len(lacking)} files are not in {folder().absolute()}: {places}; get them with "
+            f"`python cli.py weights fetch {' '.join(known)}`, or point their keys at yours (`weights list` names them)."
+        )
+    for need in lacking:
+        key = KEYS[need.key]
+        locate(need.key, need.configured, *(_value(mapping, part) for part in key.switch))
 
 
 def _from_hub(what: str, name: str) -> Path:
@@ -242,8 +429,11 @@ def _from_hub(what: str, name: str) -> Path:
         ) from error
 
 
-def check(file: WeightFile, path: Path) -> str:
-    """'missing' | 'size differs' | 'digest differs' | 'ok' | 'present (no digest known)'."""
+Checked = Literal["missing", "size differs", "digest differs", "ok", "present (no digest known)", "present (a folder)"]
+
+
+def check(file: WeightFile, path: Path) -> Checked:
+    """Compare what is at ``path`` with the published size and digest; reads the whole file."""
     if not path.is_file():
         return "present (a folder)" if path.is_dir() else "missing"
     if file.bytes is not None and path.stat().st_size != file.bytes:
@@ -257,31 +447,105 @@ def check(file: WeightFile, path: Path) -> str:
 def fetch(file: WeightFile, report: Callable[[int, int], None] | None = None) -> Path:
     """Download one file to its place below the weights folder; whole or not at all.
 
+    What an interrupted download left (``….part``) is continued where the server can.
+
     Args:
         report: called with (bytes so far, bytes in all or 0).
 
     Raises:
-        EchoForgeError: the source cannot be reached, or what came has another digest.
+        EchoForgeError: the source cannot be reached, what came has another size or digest, or the disk is too small.
     """
     target = folder() / file.path
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    address = file.url or f"https://huggingface.co/{file.repo}/resolve/main/{file.file}"
+    by_hand = f"get {file.address} by hand and put it at {target.absolute()}"
     try:
-        with urllib.request.urlopen(address, timeout=60) as response, part.open("wb") as out:
-            total, done = int(response.headers.get("Content-Length") or 0), 0
-            while block := response.read(1 << 20):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        have = part.stat().st_size if part.exists() else 0
+        missing, free = (file.bytes or 0) - have, shutil.disk_usage(target.parent).free
+        if missing > free:
+            raise EchoForgeError(
+                f"{file.name} needs {missing / 1e9:.1f} GB at {target.parent.absolute()}, where {free / 1e9:.1f} GB are "
+                "free; make room, or export ECHOFORGE_WEIGHTS=FOLDER for a larger disk."
+            )
+        if not (file.bytes and have == file.bytes):
+            _download(file.address, part, have, report)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
+        raise EchoForgeError(f"{file.name} could not be fetched ({_reason(error)}); {by_hand}.") from error
+    if (state := check(file, part)) in ("size differs", "digest differs"):
+        part.unlink()
+        raise EchoForgeError(
+            f"{file.name} came damaged, or its publisher changed it ({state}); nothing was kept: try again, or {by_hand}."
+        )
+    part.replace(target)
+    return target
+
+
+def _download(address: str, part: Path, have: int, report: Callable[[int, int], None] | None) -> None:
+    """Bring ``part``, of which ``have`` bytes are there, to its full length."""
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if not (have and error.code == 416):  # the part is not the beginning of what the server has
+            raise
+        have, response = 0, urllib.request.urlopen(address, timeout=_TIMEOUT_S)
+    with response:
+        done = have if getattr(response, "status", None) == 206 else 0
+        rest = int(response.headers.get("Content-Length") or 0)
+        total = done + rest if rest else 0
+        with part.open("ab" if done else "wb") as out:
+            while block := response.read(_BLOCK):
                 out.write(block)
                 done += len(block)
                 if report:
                     report(done, total)
-    except OSError as error:
-        part.unlink(missing_ok=True)
+    if total and done != total:
+        raise OSError(f"the connection ended after {done} of {total} bytes")
+
+
+def fetch_all(files: Iterable[WeightFile], begin: Callable[[WeightFile], Callable[[int, int], None]]) -> list[Path]:
+    """Fetch every file; one that fails does not keep the others from coming, and a dead host is asked once.
+
+    Args:
+        begin: called before each file; gives what :func:`fetch` reports to.
+
+    Raises:
+        EchoForgeError: some did not come; the sentence says which, why, and what to do.
+    """
+    came: list[Path] = []
+    failed: list[tuple[WeightFile, EchoForgeError]] = []
+    dead: dict[str, EchoForgeError] = {}
+    for file in files:
+        host = urllib.parse.urlsplit(file.address).netloc
+        if host in dead:
+            failed.append((file, dead[host]))
+            continue
+        try:
+            came.append(fetch(file, begin(file)))
+        except EchoForgeError as error:
+            failed.append((file, error))
+            if _unreachable(error.__cause__):
+                dead[host] = error
+    if len(failed) == 1:
+        raise failed[0][1]
+    if failed:
+        names = ", ".join(file.name for file, _ in failed)
+        cause = failed[0][1].__cause__
+        reason = _reason(cause) if cause else str(failed[0][1]).rstrip(".")
         raise EchoForgeError(
-            f"{file.name} could not be fetched from {file.source} ({error}); get it by hand and put it at {target}."
-        ) from error
-    if (state := check(file, part)) in ("size differs", "digest differs"):
-        part.unlink()
-        raise EchoForgeError(f"{file.name} from {file.source} came damaged ({state}); nothing was kept, try again.")
-    part.replace(target)
-    return target
+            f"{len(failed)} files could not be fetched: {names} (the first: {reason}); run the same command again to go "
+            "on, or get them elsewhere: `python cli.py weights list --urls` gives their addresses and places."
+        )
+    return came
+
+
+def _unreachable(error: BaseException | None) -> bool:
+    """Did the host not answer at all?"""
+    return isinstance(error, (urllib.error.URLError, TimeoutError)) and not isinstance(error, urllib.error.HTTPError)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{urllib.parse.urlsplit(error.url).netloc} answers {error.code} {error.reason}"
+    inner = getattr(error, "reason", None) or error
+    return str(getattr(inner, "strerror", None) or inner)

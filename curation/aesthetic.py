@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from configs.errors import EchoForgeError, MissingWeights
+from configs.devices import usable
+from configs.errors import EchoForgeError
 from configs.weights import locate
 from curation.config import AestheticConfig
 from curation.operators import ClipContext, FrameNeed, Picture, Span
@@ -30,12 +31,13 @@ class Scorer:
         """Loads them.
 
         Raises:
-            MissingWeights: a file is not named or not here.
-            EchoForgeError: it does not hold this network.
+            MissingWeights: a file is not here.
+            EchoForgeError: it does not hold this network, or ``aesthetic.device`` is a GPU that is not there.
         """
         import open_clip
 
-        clip, head = locate("aesthetic CLIP (aesthetic.clip)", cfg.clip), locate("aesthetic.head", cfg.head)
+        usable(cfg.device, "aesthetic.device")
+        clip, head = locate("aesthetic.clip", cfg.clip, True), locate("aesthetic.head", cfg.head, True)
         try:
             model, _, self._prepare = open_clip.create_model_and_transforms(cfg.model, pretrained=str(clip))
         except (RuntimeError, ValueError, OSError) as error:
@@ -109,13 +111,10 @@ def load(cfg: Any) -> Callable[[], AestheticOperator] | None:
     """``cfg``: CurationConfig. None where it is switched off.
 
     Raises:
-        MissingWeights: it is on, and a file is not named or not here.
+        MissingWeights: it is on, and a file is not here.
     """
     if not cfg.aesthetic.enabled:
         return None
-    for key in ("clip", "head"):
-        if not getattr(cfg.aesthetic, key):
-            raise MissingWeights(f"aesthetic.enabled is true but aesthetic.{key} names no file; see docs/curation.md.")
     scorer = Scorer(cfg.aesthetic)
     return lambda: AestheticOperator(cfg.aesthetic, scorer)
 

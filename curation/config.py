@@ -85,7 +85,7 @@ class SyncConfig:
 
     required: bool  # false: a missing score is no reason to hold a clip
     backend: Literal["none", "syncnet_v2", "fitted"]
-    weights: FilePath | None  # SyncNet v2: syncnet_v2.model or .safetensors
+    weights: FilePath | None  # SyncNet v2: syncnet_v2.model or .safetensors; null: where `weights fetch` puts it
     fitted: FilePath | None  # file of `sync fit`; only ever used when named here
     batch_size: int  # windows
     vshift: int  # shifts compared, frames either way
@@ -144,8 +144,8 @@ class AestheticConfig:
 
     enabled: bool
     model: str  # open_clip's name of the network
-    clip: FilePath | None  # file of its weights
-    head: FilePath | None  # file of the linear layers on top
+    clip: FilePath | None  # file of its weights; null: where `weights fetch` puts it
+    head: FilePath | None  # file of the linear layers on top; null: the same
     rate: float  # pictures per second
     side: int  # longer side of the pictures scored
     device: str

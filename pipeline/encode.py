@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import strict
+from configs import strict, weights
+from configs.devices import usable
 from configs.errors import EchoForgeError
 from curation.clipread import Clip, read_clip
 from curation.clipwrite import write_video
@@ -67,7 +68,10 @@ def load_encoders(model: ModelConfig, cfg: EncodeConfig) -> Encoders:
 
     Raises:
         MissingWeights: a configured file is not there.
+        ConfigError: ``cfg.device`` is a GPU, and there is none.
     """
+    usable(cfg.device, "encode.device", "execution.shard.gpus=0")
+    weights.require(strict.to_dict(model))
     device, dtype = torch.device(cfg.device), getattr(torch, cfg.dtype)
     return Encoders(
         load_codec(model.codec, device, dtype),

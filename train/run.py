@@ -368,7 +368,7 @@ def _build(model_cfg: ModelConfig, cfg: TrainConfig, seed: int, new: bool) -> Ec
         torch.manual_seed(seed)
         network.init_weights()
     if new and cfg.checkpoint.init is not None:
-        path = locate("the weights to start from (checkpoint.init)", cfg.checkpoint.init)
+        path = locate("checkpoint.init", cfg.checkpoint.init)
         load_into(network, load_weights(path), source=str(path))
     return network
 

@@ -120,12 +120,14 @@ class YuNet(_Near):
     name = "yunet"
 
     def __init__(self, cfg: FacesConfig) -> None:
-        path = locate("yunet", cfg.weights)
+        path = locate("faces.weights", cfg.weights, "yunet")
         least = cfg.min_score if cfg.min_score is not None else 0.7  # OpenCV's sample: 0.9; 0.7 keeps turned heads
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least)
         except cv2.error as error:
-            raise EchoForgeError(f"'{path}' is not a YuNet model; fetch it again with `weights fetch`.") from error
+            raise EchoForgeError(
+                f"'{path}' is not a YuNet model; get it again with `python cli.py weights fetch yunet`."
+            ) from error
         self._share = cfg.min_share
 
     def detect(self, image: np.ndarray) -> list[Face]:
@@ -153,13 +155,13 @@ class S3FD(_Near):
         from syncnet_python.detectors.s3fd import S3FD as Detector
         from syncnet_python.detectors.s3fd.nets import S3FDNet
 
-        path = locate("s3fd", cfg.weights)
+        path = locate("faces.weights", cfg.weights, "s3fd")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         net = S3FDNet(device=device)
         try:
             net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         except Exception as error:  # pickles fail in many ways
-            message = f"'{path}' does not hold S3FD's weights; fetch it again with `weights fetch`."
+            message = f"'{path}' does not hold S3FD's weights; get them again with `python cli.py weights fetch s3fd`."
             raise EchoForgeError(message) from error
         self._net = Detector(net, device=device)
         self._share = cfg.min_share

@@ -116,7 +116,7 @@ class FittedSync:
             MissingWeights: none is named, or it is not there.
             EchoForgeError: the file is not one that `sync fit` wrote.
         """
-        net, card = read(locate("the fitted SyncNet (sync.fitted)", cfg.fitted))
+        net, card = read(locate("sync.fitted", cfg.fitted, "fitted"))
         return cls(net, cfg, card, device)
 
     def score(self, crops: np.ndarray, pcm: np.ndarray) -> SyncScore:

@@ -80,7 +80,7 @@ class SyncNetV2:
             MissingWeights: there is none.
             EchoForgeError: it does not fit the network.
         """
-        path = locate("SyncNet v2 (sync.weights)", cfg.weights)
+        path = locate("sync.weights", cfg.weights, "syncnet_v2")
         net = network()
         try:
             net.load_state_dict(read_weights(path))

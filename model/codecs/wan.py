@@ -64,7 +64,7 @@ def load_wan(path: str | None, device: torch.device | str, dtype: torch.dtype) -
     """
     from diffusers import AutoencoderKLWan
 
-    where = locate("the Wan VAE (codec.path)", path)
+    where = locate("codec.path", path, "wan")
     if where.is_dir():
         try:
             vae: Any = AutoencoderKLWan.from_pretrained(where, torch_dtype=dtype)

@@ -61,7 +61,7 @@ def load_clip(cfg: ImageEncoderConfig, device: torch.device | str, dtype: torch.
         MissingWeights: nothing there.
         EchoForgeError: the file is not CLIP ViT-H/14, or gives other shapes than configured.
     """
-    where = locate("the CLIP image encoder (image_encoder.path)", cfg.path)
+    where = locate("image_encoder.path", cfg.path, "clip")
     state = load_weights(where)
     original = any(key.endswith("patch_embedding.weight") for key in state)
     named = layouts.clip(state) if original else {

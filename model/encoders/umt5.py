@@ -56,8 +56,8 @@ def load_umt5(cfg: TextEncoderConfig, device: torch.device | str, dtype: torch.d
     """
     from transformers import UMT5EncoderModel
 
-    where = locate("the umT5 encoder (text_encoder.path)", cfg.path)
-    words = locate("the umT5 tokenizer (text_encoder.tokenizer)", cfg.tokenizer)
+    where = locate("text_encoder.path", cfg.path, "umt5")
+    words = locate("text_encoder.tokenizer", cfg.tokenizer, "umt5")
     tokenizer = load_tokenizer(words)
     library: Any = UMT5EncoderModel
     if where.is_dir():
@@ -86,7 +86,10 @@ def load_tokenizer(path: Path) -> Any:
 
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise MissingWeights(f"the umT5 tokenizer is not at {file}; text_encoder.tokenizer names a tokenizer.json.")
+        raise MissingWeights(
+            f"the umT5 tokenizer is not at {file}; let text_encoder.tokenizer name a tokenizer.json, or get the published "
+            "one with `python cli.py weights fetch umt5-tokenizer`."
+        )
     try:
         return PreTrainedTokenizerFast(
             tokenizer_file=str(file), pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"

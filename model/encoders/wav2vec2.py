@@ -82,11 +82,12 @@ def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: to
     """
     from transformers import Wav2Vec2Model
 
-    where = locate("wav2vec2 (audio_encoder.path)", cfg.path)
+    where = locate("audio_encoder.path", cfg.path, "wav2vec2", cfg.variant)
     folder = where.parent if where.is_file() else where
     if not (folder / "config.json").is_file():
         raise MissingWeights(
-            f"{folder} lacks wav2vec2's config.json; put the one of the same release beside the weights."
+            f"{folder.absolute()} lacks wav2vec2's config.json; put the one of the same release beside the weights "
+            "(`python cli.py weights fetch wav2vec2-base-960h`, or chinese-wav2vec2-base, gets both)."
         )
     library: Any = Wav2Vec2Model
     try:

@@ -74,7 +74,7 @@ def load_whisper(cfg: AudioEncoderConfig, device: torch.device | str, dtype: tor
     """
     from whisper.model import ModelDimensions, Whisper
 
-    where = locate("the Whisper encoder (audio_encoder.path)", cfg.path)
+    where = locate("audio_encoder.path", cfg.path, "whisper", cfg.variant)
     try:
         saved = torch.load(where, map_location="cpu", weights_only=True)
         network = Whisper(ModelDimensions(**saved["dims"]))
