@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from configs import strict
-from configs.errors import EchoForgeError
+from configs.errors import EchoForgeError, MissingWeights
+from configs.weights import locate
 from curation import aesthetic, dedup, packages, quality, sound, voices
 from curation.captions import VisionCaptioner
 from curation.config import CurationConfig
@@ -78,6 +79,33 @@ def check_files(cfg: CurationConfig) -> None:
         raise EchoForgeError("sync.backend is fitted, but sync.fitted names no file; make one with `sync fit`.")
     load_detector(cfg.faces)
     load_backend(cfg.sync)
+    if cfg.aesthetic.enabled:
+        locate("aesthetic.clip", cfg.aesthetic.clip, True)
+        locate("aesthetic.head", cfg.aesthetic.head, True)
+
+
+def faces_alone(cfg: CurationConfig) -> Backends:
+    """What finding a face and its place needs, and no more: the detector, and the search for black bars.
+
+    Raises:
+        MissingWeights: the detector's file is not on this machine.
+    """
+    bars: Any = quality.load(cfg)
+    return Backends(load_detector(cfg.faces), None, {"quality": bars}, {}, None)
+
+
+def without_missing_sync(cfg: CurationConfig) -> tuple[CurationConfig, MissingWeights | None]:
+    """The configuration with ``sync.backend`` none when SyncNet's file is not here, and the error that says so.
+
+    Curation goes on then: everything else can be measured, and the parameters of `sync` differ from those of a scored
+    run, so that a run with the file scores the clips and repeats nothing else.
+    """
+    if cfg.sync.backend == "syncnet_v2":
+        try:
+            locate("sync.weights", cfg.sync.weights, "syncnet_v2")
+        except MissingWeights as error:
+            return replace(cfg, sync=replace(cfg.sync, backend="none")), error
+    return cfg, None
 
 
 def parameters(cfg: CurationConfig) -> dict[str, str]:

@@ -46,7 +46,8 @@ FIT_VIDEOS = 10
 """`sync.fit.min_sources` of the presets."""
 
 SYNC_REMEDY = (
-    "get the SyncNet weights (`weights list`), fit a backend on your own clips (`sync fit`), or set sync.required=false"
+    "get SyncNet's weights (`python cli.py weights fetch syncnet-v2`) and curate again, fit a backend on your own clips "
+    "(`sync fit`), or set sync.required=false"
 )
 """The same three ways in the sentence of a single clip."""
 
@@ -58,10 +59,7 @@ _SYNC_REMEDIES = (
     Remedy(
         "score them with the weights of SyncNet",
         ("weights", "fetch", "syncnet-v2"),
-        (
-            "then the same `curate` with --set sync.backend=syncnet_v2",
-            "--set sync.weights=weights:syncnet/syncnet_v2.model",
-        ),
+        ("then the same `curate` with --set sync.backend=syncnet_v2",),
     ),
     Remedy(
         f"score them with a small SyncNet fitted on clips in sync ({FIT_VIDEOS} videos or more)",

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs.errors import EchoForgeError
+from configs.errors import EchoForgeError, MissingWeights
 from configs.paths import absolute_files
 from curation import backends, catalog
 from curation.again import Rows, analyse_again, outdated
@@ -108,14 +108,21 @@ def curate(
     config, thresholds = carried(out, config, named, _nothing if quiet else _say)
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline
-    backends.check_files(cfg)
+    usable, unscored = backends.without_missing_sync(cfg)
+    backends.check_files(usable)
     store.sweep(out)
     with _no_collection():
         found = expand(sources, cfg)[:limit]
-    ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
     beside = Beside(cfg.captions)
     units = plan(found, pipeline_cfg, beside)
     units = relocate.adopt(out, units, functools.partial(_ids_at, beside))
+    ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
+    if unscored and not _scored_before(ledger, units, retry_failed, unscored):
+        cfg = usable
+        ledger = Ledger(ledger.root, TABLES, backends.parameters(cfg))
+        plain_console(quiet).print(_unscored(cfg, unscored), markup=False, highlight=False, soft_wrap=True)
+    else:
+        unscored = None
     units = _with_earlier(ledger, units, quiet)
     watcher = Progress("curate", "videos", store.join(out, "status.json"), plain_console(quiet))
     execution = pipeline_cfg.execution
@@ -125,6 +132,7 @@ def curate(
     )  # fmt: skip
     wanted, aside = current(ledger, units)
     facts = {"seconds": watcher.timings, "video_seconds": outcome.amount, "sources": len(found), **thresholds}
+    notes = [f"sync was not scored: {unscored}"] if unscored else []
     videos = _with_quarantine(_concat(ledger, "videos", wanted, VIDEOS), aside)
 
     def read_clips(columns: list[str]) -> Iterator[pa.Table]:
@@ -132,9 +140,10 @@ def curate(
 
     videos = videos.sort_by([("source_uri", "ascending")])
     videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file)
-    report = publish(out, videos, clips, config, facts)
+    report = publish(out, videos, clips, config, facts | {"notes": notes})
     causes = [f"{store.redact(failure.key)}: {failure.cause}" for failure in aside]
-    return summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report, config.preset)
+    summary = summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report, config.preset)
+    return replace(summary, notes=notes)
 
 
 def _say(line: str) -> None:
@@ -143,6 +152,35 @@ def _say(line: str) -> None:
 
 def _nothing(line: str) -> None:
     """For quiet runs."""
+
+
+def _unscored(cfg: CurationConfig, why: MissingWeights) -> str:
+    """What a run without SyncNet's file does, said before it starts."""
+    if not cfg.sync.required:
+        return f"sync is not scored: {why} Clips are kept without a score, as sync.required is false."
+    return (
+        f"sync is not scored: {why} Good clips are held meanwhile. With the file there, the same command scores them "
+        "and repeats nothing else; --set sync.required=false keeps them unscored."
+    )
+
+
+def _scored_before(ledger: Ledger, units: list[Unit], retry_failed: bool, why: MissingWeights) -> bool:
+    """Has an earlier run with SyncNet's file scored everything that is planned? ``ledger``: of a scored run.
+
+    Raises:
+        MissingWeights: it has scored other videos of the catalog: those must not lose their scores because of new ones.
+    """
+    done = ledger.done()
+    if not done:
+        return False
+    aside = set() if retry_failed else ledger.quarantined().keys()
+    left = sum(unit.id not in done and unit.id not in aside for unit in units)
+    if left:
+        raise MissingWeights(
+            f"the catalog has sync scores, and {left} of {len(units)} videos are not scored yet: {str(why)[:-1]}; "
+            "--set sync.backend=none does without the scores of all."
+        )
+    return True
 
 
 def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:

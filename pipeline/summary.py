@@ -149,6 +149,7 @@ class CurateSummary:
     standing: Standing
     set_aside: list[str] = field(default_factory=list)
     report: str | None = None
+    notes: list[str] = field(default_factory=list)  # one sentence each
 
     def __str__(self) -> str:
         return "\n".join([self.outcome(), *self.standing.next_steps()])
@@ -165,6 +166,7 @@ class CurateSummary:
                 )
         lines += self.standing.why()
         lines += [f"  set aside: {cause}" for cause in self.set_aside[:20]]
+        lines += [f"  {note}" for note in self.notes]
         if self.report:
             lines.append(f"report: {self.report}")
         return "\n".join(lines)

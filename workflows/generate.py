@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from configs import strict, weights
 from configs.errors import EchoForgeError
 from configs.schema import Config
 from curation import backends as curation_backends
@@ -79,6 +80,7 @@ def generate(
     if task not in TASKS:
         raise EchoForgeError(f"task '{task}' is unknown; it is one of {', '.join(TASKS)}.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    weights.require(strict.to_dict(config.model) | {"faces": strict.to_dict(config.curation.faces)})
     pcm = read_sound(audio)
     frames = len(pcm) // SAMPLES_PER_FRAME if seconds is None else round(seconds * FPS)
     if task == "i2v":
@@ -158,7 +160,7 @@ def _picture(path: Path, frames: int, config: Config) -> tuple[Tensor, Tensor, T
 
 def _video(path: Path, frames: int, task: str, config: Config) -> tuple[Tensor, Tensor, Tensor | None]:
     """The first clip of a video that has a face, its mask and face boxes."""
-    found, clips = analyse_video(str(path), config.curation, backends=curation_backends.load(config.curation))
+    found, clips = analyse_video(str(path), config.curation, backends=curation_backends.faces_alone(config.curation))
     if found.get("verdict") == "error":
         raise EchoForgeError(f"{path}: {found['error']}")
     clip = next((c for c in clips if c["tracks"]), None)

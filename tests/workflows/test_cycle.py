@@ -92,7 +92,7 @@ def test_curating_again_computes_nothing_and_required_sync_holds(world: Path, co
     assert summary.analysed_now == 0 and summary.clips.get("keep") is None and summary.clips["hold"] >= 5
     clips = pq.read_table(world / "catalog" / "clips").to_pylist()
     held = next(row for row in clips if row["verdict"] == "hold")
-    assert any("weights list" in reason and "sync fit" in reason for reason in held["reasons"])
+    assert any("weights fetch syncnet-v2" in reason and "sync fit" in reason for reason in held["reasons"])
     curate([str(world / "videos")], str(world / "catalog"), config, inline=True, quiet=True)
 
 
