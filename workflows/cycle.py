@@ -10,7 +10,7 @@ import torch
 
 from configs import reviews
 from configs.program import command
-from configs.schema import Config
+from configs.schema import PRESETS, Config
 from curation.review import tables
 from train import negatives
 from train.run import TrainOutcome, train
@@ -63,7 +63,9 @@ def run_cycle(
             return CycleSummary(outcome, notes, None)
         assert outcome.stage is not None
         if "RANK" in os.environ:
-            step = f"next: {command('negatives', 'gather', out, dataset)}, then run the same command again"
+            preset = config.preset if config.preset in PRESETS else "FILE"
+            again = command("negatives", "gather", out, dataset, "--preset", preset)
+            step = f"next: {again} (and this run's --set options), then run the same command again"
             return CycleSummary(outcome, notes, step)
         on_gpu = torch.cuda.is_available()
         notes.append(str(gather(out, dataset, outcome.stage, config, inline=not on_gpu, ray_address=ray_address)))
