@@ -168,7 +168,7 @@ def _video(path: Path, frames: int, task: str, config: Config) -> tuple[Tensor, 
         raise EchoForgeError(f"{path} has no clip with a steady face; task {task} needs one.")
     count = min(frames, clip["end_frame"] - clip["start_frame"])
     count = max(5, (count - 1) // 4 * 4 + 1)
-    (width, height), rect = _fit(clip, config, path)
+    (width, height), rect = _fit({"crop": None} | clip, config, path)  # nothing looked for text to crop away
     start = clip["start_frame"]
     seen = read_clip(
         str(path), start, start + count, width=width, height=height,

@@ -71,7 +71,7 @@ def load_wan(path: str | None, device: torch.device | str, dtype: torch.dtype) -
         except (OSError, ValueError) as error:
             raise EchoForgeError(f"{where} is not a diffusers folder of a Wan VAE ({error}).") from error
     else:
-        vae = from_original(load_weights(where), str(where)).to(dtype)
+        vae = torch.nn.Module.to(from_original(load_weights(where), str(where)), dtype)  # diffusers' own `to` warns
     return WanCodec(vae, digest(Path(where)), device)
 
 
