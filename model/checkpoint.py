@@ -54,8 +54,10 @@ def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[s
         return _unwrap(_read_safetensors(path, device))
     try:
         return _unwrap(torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path)))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise EchoForgeError(f"'{path}' is not a plain file of weights: {str(error).splitlines()[0]}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
+        opaque = isinstance(error, (LookupError, AttributeError)) or not str(error)  # text, read as pickle
+        reason = "it holds something else" if opaque else str(error).splitlines()[0].rstrip(".")
+        raise EchoForgeError(f"'{path}' is not a plain file of weights: {reason}; give a .safetensors file.") from error
 
 
 def detect_variant(state: Mapping[str, Tensor]) -> Variant:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from configs import folders
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
@@ -152,6 +153,8 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     Raises:
         EchoForgeError: no catalog, or its tables are half-written.
     """
+    if out is not None:
+        folders.check_out_file(out, (".html",))
     videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
     url = store.join(catalog_dir, "run.json")
     run = json.loads(store.read_bytes(url)) if store.exists(url) else {}

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.torch import save
 
-from configs import strict
+from configs import difference, folders, strict
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE, SCHEMA_VERSION
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
@@ -43,6 +43,8 @@ ENCODED = pa.schema([field for field in INDEX if field.name != "reason"])
 TABLES = {"samples": ENCODED, "failed": FAILED, "texts": texts.TEXTS}
 _CLIP = re.compile(r'"clip_id": "([^"\\]*)"')
 _SOURCE = re.compile(r'"source_uri": ("(?:[^"\\]|\\.)*")')
+ENCODERS = ("codec", "text_encoder", "image_encoder", "audio_encoder")
+"""Sections of the configuration that decide what the tensors hold."""
 BUDGET_PER_SAMPLE_S = 120.0
 """A sample takes seconds; a unit that needs this long for each of its samples hangs."""
 
@@ -50,6 +52,8 @@ BUDGET_PER_SAMPLE_S = 120.0
 class Settings(Protocol):
     """The parts of the configuration that sharding reads."""
 
+    @property
+    def preset(self) -> str: ...
     @property
     def pipeline(self) -> PipelineConfig: ...
     @property
@@ -132,6 +136,7 @@ def shard(
     """
     out = out.rstrip("/")
     cfg = config.pipeline
+    folders.check_out(out, "dataset")
     clips = tables.read(catalog_dir, "clips", CLIPS)
     videos = tables.read(catalog_dir, "videos", VIDEOS)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
@@ -139,8 +144,10 @@ def shard(
         state = standing(catalog_dir, videos, clips, made_with(catalog_dir))
         what = f"catalog '{catalog_dir}' keeps no clip, so there is nothing to shard ({state.counts()})."
         raise EchoForgeError("\n".join([what, *state.why(), *state.next_steps()]))
+    check_settings(out, config, None)
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
+    check_settings(out, config, parameters)
     kept = relocate.located(identity.attach(kept, videos), catalog_dir)
     planned = kept.slice(0, limit)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
@@ -174,7 +181,13 @@ def shard(
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
     curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))
-    facts = {"encoders": encoders.digests, "parameters": parameters, "plans": list(plans), "curation": curated}
+    facts = {
+        "made_with": _made_with(config),
+        "encoders": encoders.digests,
+        "parameters": parameters,
+        "plans": list(plans),
+        "curation": curated,
+    }
     return publish(out, table, config, facts, causes, encoded_now=outcome.done)
 
 
@@ -208,6 +221,33 @@ def _causes(failed: list[dict[str, Any]], videos: pa.Table, encoded: set[str]) -
 def _parameters(cfg: PipelineConfig, encoders: Encoders) -> dict[str, str]:
     settings = {k: v for k, v in strict.to_dict(cfg.encode).items() if k != "device"}
     return {"encoders": encoders.digest, "encode": strict.digest(settings, "encode"), "format": str(SCHEMA_VERSION)}
+
+
+def _made_with(config: Settings) -> dict[str, Any]:
+    """What decides the bytes of a dataset, readable, for `dataset.json`: with other values nothing can be added to it."""
+    encoders = {name: strict.to_dict(getattr(config.model, name)) for name in ENCODERS}
+    encode = {k: v for k, v in strict.to_dict(config.pipeline.encode).items() if k != "device"}
+    return {"preset": config.preset, "values": encoders | {"encode": encode}}
+
+
+def check_settings(out: str, config: Settings, parameters: dict[str, str] | None) -> None:
+    """Compare ``config`` with what the dataset at ``out`` was made with, where a `dataset.json` says it.
+
+    Args:
+        parameters: digests of ``config``; None before the encoders are loaded: then only encoders of another kind count.
+
+    Raises:
+        EchoForgeError: other settings; names the keys with both values, and the preset that made the dataset.
+    """
+    url = store.join(out, DATASET_FILE)
+    saved = json.loads(store.read_bytes(url)) if store.exists(url) else {}
+    before, now = saved.get("made_with"), _made_with(config)
+    if before is None or saved.get("parameters") == parameters:
+        return
+    changes = difference.differences(before["values"], now["values"])
+    if changes and (parameters is not None or any(".kind " in change for change in changes)):
+        why = difference.summary(changes, before["preset"], now["preset"])
+        raise EchoForgeError(f"dataset '{out}' was made with other settings ({why}): use those, or give another --out.")
 
 
 def extend_plans(

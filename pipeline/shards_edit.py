@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs import aliases
+from configs import aliases, folders
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
@@ -165,12 +165,19 @@ def merge(datasets: Sequence[str], out: str) -> int:
     """Copy several datasets into a new one; a sample that two of them hold is taken once. Returns the samples.
 
     Raises:
-        EchoForgeError: other encoders, a video in two splits, or ``out`` holds a dataset already.
+        EchoForgeError: fewer than two datasets, other encoders, a video in two splits, or something is at ``out``.
     """
+    if len({d.rstrip("/") for d in datasets}) < max(2, len(datasets)):
+        raise EchoForgeError(f"merging needs at least two datasets, each named once; got: {', '.join(datasets)}.")
+    folders.check_out(out, "dataset")
     descriptions = [_description(d) for d in datasets]
     for dataset, description in zip(datasets, descriptions, strict=True):
         if description["encoders"] != descriptions[0]["encoders"]:
-            raise EchoForgeError(f"'{dataset}' and '{datasets[0]}' were made with other encoders and cannot be merged.")
+            kinds = [k for k, v in descriptions[0]["encoders"].items() if description["encoders"].get(k) != v]
+            raise EchoForgeError(
+                f"'{dataset}' and '{datasets[0]}' were made with other encoders ({', '.join(kinds)}) and cannot be merged; "
+                "shard one of them again with the other's preset."
+            )
     rows: dict[str, dict[str, Any]] = {}
     splits: dict[str, str] = {}
     copies: list[tuple[str, str]] = []
@@ -203,14 +210,19 @@ def split(dataset: str, out: str, *, splits: Sequence[str] = (), buckets: Sequen
     """Copy the tars of some splits or buckets into a dataset of its own. Returns the samples.
 
     Raises:
-        EchoForgeError: nothing is left, or ``out`` holds a dataset already.
+        EchoForgeError: nothing is left, or something is at ``out``.
     """
-    table = read_index(dataset)
+    folders.check_out(out, "dataset")
+    table = whole = read_index(dataset)
     for name, wanted in (("split", splits), ("bucket", buckets)):
         if wanted:
             table = table.filter(pc.is_in(table[name], pa.array(list(wanted), pa.string())))
     if not table.num_rows:
-        raise EchoForgeError(f"'{dataset}' has no sample with split {list(splits)} and bucket {list(buckets)}.")
+        asked = " and ".join(f"{n} {' or '.join(w)}" for n, w in (("split", splits), ("bucket", buckets)) if w)
+        there = "; ".join(
+            f"its {name}s: {', '.join(sorted(set(whole[name].to_pylist())))}" for name in ("split", "bucket")
+        )
+        raise EchoForgeError(f"'{dataset}' has no sample with {asked}; {there}.")
     tars = {item["tar"] for row in table.to_pylist() for item in [*row["members"], *row["tensors"]]}
     _copy([(store.join(dataset, tar), store.join(out, tar)) for tar in sorted(tars)], out)
     store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(dataset, PROMPTS_FILE)))

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from safetensors.torch import load as load_safetensors
 
+from configs import folders
 from configs.errors import EchoForgeError
 from curation.clipwrite import write_video
 from model import conditions, masks
@@ -49,6 +50,7 @@ def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspe
         EchoForgeError: no such sample (the start of an id is enough, if only one has it).
     """
     row = _find(dataset, sample_id)
+    folders.check_out_folder(out)
     files = read_members(dataset, row)
     tensors = load_safetensors(files["safetensors"])
     codec = load_codec(model.codec)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from configs import folders
 from configs.dataset_schema import INDEX, INDEX_FILE, as_index
 from configs.errors import EchoForgeError
 from curation.catalog import FPS
@@ -23,7 +24,8 @@ def read_index(dataset: str) -> pa.Table:
     """
     url = store.join(dataset, INDEX_FILE)
     if not store.exists(url):
-        raise EchoForgeError(f"'{dataset}' holds no {INDEX_FILE}: it is not a dataset, or `shard` has not ended.")
+        what = folders.found(dataset, "dataset")
+        raise EchoForgeError(f"'{dataset}' holds no {INDEX_FILE}: {what}; `shard` makes a dataset.")
     with store.parquet(url) as file:
         table = file.read()
     return as_index(table, dataset)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from configs import folders
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
@@ -136,7 +137,8 @@ def pieces(out: str, name: str, schema: pa.Schema, columns: list[str] | None = N
 def _pieces(out: str, name: str, schema: pa.Schema, columns: list[str]) -> Iterator[pa.Table]:
     parts = store.listing(store.join(out, name), ".parquet")
     if not parts:
-        raise EchoForgeError(f"'{out}' holds no catalog ({name}/*.parquet); make one with `curate`.")
+        what = folders.found(out, "catalog")
+        raise EchoForgeError(f"'{out}' holds no catalog ({name}/*.parquet): {what}; `curate` makes a catalog.")
     return (_piece(part.url, schema, columns, ESSENTIAL[name]) for part in parts)
 
 

@@ -25,13 +25,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from configs import aliases
+from configs import aliases, difference, strict
 from configs.errors import EchoForgeError
+from configs.folders import PROGRESS_FILE
+from model.config import TransformerConfig
 from train import parallel
 from train.ema import EMA
 
 LATEST = "LATEST"
-PROGRESS_FILE = "progress.json"
 RUN_FILE = "run.json"
 PIN_FILE = "pinned"
 Weights = Literal["raw", "ema"]
@@ -160,6 +161,23 @@ def read_about(path: Path) -> dict[str, Any]:
     """What ``run.json`` of a checkpoint says; its configuration with the names of today."""
     about: dict[str, Any] = json.loads((path / RUN_FILE).read_text("utf-8"))
     return about | {group: aliases.modernise(about[group]) for group in ("model", "train") if group in about}
+
+
+def check_transformer(about: dict[str, Any], cfg: TransformerConfig, what: str, preset: str | None) -> None:
+    """Compare the network of a checkpoint with a configuration, before either is loaded.
+
+    Args:
+        about: from :func:`read_about`.
+        what: begins the message.
+        preset: where ``cfg`` comes from.
+
+    Raises:
+        EchoForgeError: another network; names the keys with both values, and the preset that made the checkpoint.
+    """
+    before, now = about["model"]["transformer"], strict.to_dict(cfg)
+    if changes := difference.differences(before, now, "transformer"):
+        why = difference.summary(changes, about.get("preset"), preset)
+        raise EchoForgeError(f"{what}: its network is another one ({why}); use --preset and --set of that run.")
 
 
 def clean(run: Path) -> None:

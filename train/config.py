@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from configs.errors import ConfigError
 from configs.paths import FilePath
 
 
@@ -34,6 +35,10 @@ class LoaderConfig:
     bad_samples: Literal["skip", "stop"]  # skip: name it, use another with weight 0
     max_bad: int  # bad samples in one process before the run stops whatever the policy
 
+    def __post_init__(self) -> None:
+        if self.global_batch < 1:
+            raise ConfigError(f"configuration key 'loader.global_batch' is {self.global_batch}; it must be at least 1.")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -55,6 +60,10 @@ class OptimConfig:
     compile: bool  # torch.compile per block
     activation_checkpoint: Literal["none", "selective", "full"]
     shard: int  # FSDP shard degree; 0 = all ranks; the rest of the ranks replicate (HSDP)
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise ConfigError(f"configuration key 'optim.micro_batch' is {self.micro_batch}; it must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,12 @@ def start(cfg: OptimConfig, device: str | None = None) -> World:
 
     Raises:
         ConfigError: ``optim.shard`` does not divide the number of ranks.
+        EchoForgeError: the environment names a part of what torchrun sets.
     """
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_environment()
     if "RANK" not in os.environ:
         return World(0, 1, torch.device(kind), None)
     if kind == "cuda":
@@ -64,6 +66,22 @@ def start(cfg: OptimConfig, device: str | None = None) -> World:
     mesh = init_device_mesh(kind, (size // shard, shard), mesh_dim_names=("replicate", "shard"))
     where = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     return World(dist.get_rank(), size, where, mesh)
+
+
+def _check_environment() -> None:
+    """Raise when only some of torchrun's variables are there: every process would wait, or train alone."""
+    numbers = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    if numbers["RANK"] is None:
+        if numbers["WORLD_SIZE"] in (None, "1"):
+            return
+        raise EchoForgeError(
+            f"WORLD_SIZE is {numbers['WORLD_SIZE']}, but RANK is not set; start ranks with torchrun, or unset WORLD_SIZE."
+        )
+    for name, value in (numbers | {"MASTER_ADDR": os.environ.get("MASTER_ADDR")}).items():
+        if not value:
+            raise EchoForgeError(f"RANK is set, but {name} is not; start ranks with torchrun, or unset RANK.")
+        if name in numbers and not value.isdigit():
+            raise EchoForgeError(f"{name} is '{value}', not a number; start ranks with torchrun, which sets it.")
 
 
 def stop() -> None:

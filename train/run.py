@@ -8,12 +8,13 @@ are to be gathered into RUN/negatives/<stage>/ (`train/` generates nothing). Cal
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import Any, Literal
 
 import torch
 
-from configs import strict
+from configs import folders, strict
+from configs.dataset_schema import DATASET_FILE
 from configs.errors import EchoForgeError
 from configs.weights import locate
 from model import attention
@@ -32,6 +34,7 @@ from train import checkpoint, draws, inputs, negatives, parallel, reference, sta
 from train.checkpoint import Progress, State
 from train.config import TrainConfig
 from train.ema import EMA
+from train.index import SampleIndex, open_index
 from train.loader import Loader
 from train.log import Log, Pace, Tally
 from train.loop import Loop, StepReport
@@ -69,6 +72,7 @@ def train(
     accept_flags: bool = True,
     say: Callable[[str], None] | None = print,
     device: str | None = None,
+    preset: str | None = None,
 ) -> TrainOutcome:
     """Train through the stages, from the last committed checkpoint on.
 
@@ -77,6 +81,7 @@ def train(
         max_steps: commit and return when the run has done so many steps in all.
         accept_flags: a flagged negative counts although nobody reviewed it.
         say: takes a line of progress now and then.
+        preset: name of the preset that the configuration comes from, for checkpoints and messages.
 
     Raises:
         EchoForgeError: the dataset does not serve the configuration, the run in ``out`` is another one, training diverged.
@@ -84,7 +89,7 @@ def train(
     with ExitStack() as stack:
         world = parallel.start(cfg.optim, device)
         stack.callback(parallel.stop)
-        run = stack.enter_context(_Run(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world))
+        run = stack.enter_context(_Run(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world, preset))
         return run.go(max_steps)
 
 
@@ -102,17 +107,22 @@ class _Run:
         accept_flags: bool,
         say: Callable[[str], None] | None,
         world: parallel.World,
+        preset: str | None,
     ) -> None:
         self.dataset, self.out, self.cfg, self.seed, self.world = dataset, out, cfg, seed, world
         self.model_cfg, self.accept_flags = model_cfg, accept_flags
+        self.preset = preset
         self.stages = stages.plan(cfg)
-        out.mkdir(parents=True, exist_ok=True)
+        folders.check_out(out, "run")
         parallel.on_main(lambda: checkpoint.clean(out), "cleaning up after an interrupted checkpoint")
         found = checkpoint.latest(out)
         if found is not None and not resume:
             raise EchoForgeError(f"{out} already holds a run; continue it, or name another folder.")
-        self.log = Log(out if world.main else None, say)
-        self.loader = self._loader()
+        index = open_index(dataset, split="train", keep=cfg.loader.keep)
+        _check_dataset(index, cfg, model_cfg)
+        self.loader = self._loader(index)
+        if found is not None:
+            self._check_same_run(found)
         network = _build(model_cfg, cfg, seed, found is None)
         parallel.apply(network, cfg.optim, world)
         network.to(world.device)
@@ -120,8 +130,9 @@ class _Run:
         _seed_adam(self.state)
         self.about = self._about()
         if found is not None:
-            self._check_same_run(found)
             checkpoint.load(found, self.state)
+        out.mkdir(parents=True, exist_ok=True)
+        self.log = Log(out if world.main else None, say)
         self.log.rewind(self.state.progress.step)
         self.tally = Tally()
         self.context = Context(
@@ -279,7 +290,7 @@ class _Run:
 
     # ---- parts ----------------------------------------------------------------------------------------------------
 
-    def _loader(self) -> Loader:
+    def _loader(self, index: SampleIndex) -> Loader:
         cfg = self.cfg
 
         def task_of(step: int, place: int) -> str:
@@ -290,7 +301,7 @@ class _Run:
         tasks = sorted({task for mix in mixes for task, weight in mix.items() if weight > 0})
         return Loader(
             self.dataset, cfg.loader, seed=self.seed, tasks=tasks, task_of=task_of,
-            rank=self.world.rank, world=self.world.size,
+            rank=self.world.rank, world=self.world.size, index=index,
         )  # fmt: skip
 
     def _new_pace(self) -> Pace:
@@ -324,6 +335,7 @@ class _Run:
         return {
             "model": strict.to_dict(self.model_cfg),
             "train": strict.to_dict(self.cfg),
+            "preset": self.preset,
             "seed": self.seed,
             "dataset": str(self.dataset),
             "dataset_digest": self.loader.index.digest,
@@ -334,20 +346,46 @@ class _Run:
         }
 
     def _check_same_run(self, path: Path) -> None:
+        """Raise EchoForgeError when the run was made with another network, seed or selection of samples."""
         before = checkpoint.read_about(path)
-        for key, now in (
-            ("model.transformer", strict.to_dict(self.model_cfg.transformer)),
-            ("seed", self.seed),
-            ("dataset_digest", self.loader.index.digest),
-        ):
-            value: Any = before
-            for part in key.split("."):
-                value = value[part]
-            if value != now:
+        checkpoint.check_transformer(
+            before, self.model_cfg.transformer, f"the run in {self.out} cannot continue", self.preset
+        )
+        remedy = "use what the run was made with, or give another --out"
+        if before["seed"] != self.seed:
+            raise EchoForgeError(
+                f"the run in {self.out} cannot continue: its seed {before['seed']} → {self.seed}; {remedy}."
+            )
+        if before["dataset_digest"] != self.loader.index.digest:
+            raise EchoForgeError(
+                f"the run in {self.out} cannot continue: the samples that it trains on changed "
+                f"(it began with dataset {before['dataset']}; this is {self.dataset}); {remedy}."
+            )
+
+
+def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig) -> None:
+    """Raise EchoForgeError when the stored features have other widths than the network takes."""
+    net = model_cfg.transformer
+    wanted = {"text.0": ("text_dim", net.text_dim), "image": ("image_dim", net.image_dim)}
+    if net.variant != "base":
+        wanted[f"audio.{cfg.loader.audio}"] = ("audio.dim", net.audio.dim)
+    for bucket in index.members:
+        layout = index.layout(bucket)
+        for name, (key, width) in wanted.items():
+            stored = layout[name][1][-1] if name in layout else width
+            if stored != width:
                 raise EchoForgeError(
-                    f"the run in {self.out} cannot continue: its {key} is another one ({str(value)[:60]}); "
-                    "restore it, or start a new run in another folder."
+                    f"dataset '{index.root}'{_made_by(index.root)} holds {name.partition('.')[0]} features of width {stored}, "
+                    f"transformer.{key} is {width}: train with the preset that made it, or shard again with this one."
                 )
+
+
+def _made_by(dataset: str) -> str:
+    """``, made with preset 'x',`` where a local dataset says so."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        about = json.loads((Path(dataset) / DATASET_FILE).read_text("utf-8"))
+        return f", made with preset '{about['made_with']['preset']}',"
+    return ""
 
 
 class _EarlyEnd(Exception):

@@ -57,8 +57,9 @@ def run_cycle(
     notes: list[str] = []
     while True:
         outcome = train(
-            dataset, out, config.model, config.train, seed=config.seed, max_steps=max_steps, accept_flags=not review
-        )
+            dataset, out, config.model, config.train, seed=config.seed, max_steps=max_steps, accept_flags=not review,
+            preset=config.preset,
+        )  # fmt: skip
         if outcome.status != "needs_negatives":
             return CycleSummary(outcome, notes, None)
         assert outcome.stage is not None

@@ -22,6 +22,7 @@ from rich.table import Table
 from configs import reviews
 from configs.dataset_schema import INDEX_FILE
 from configs.errors import EchoForgeError
+from configs.folders import check_out
 from configs.schema import Config
 from curation import puppets
 from curation.catalog import VIDEOS
@@ -103,6 +104,7 @@ def run_demo(out: Path, config: Config, *, puppets: int | None = None) -> DemoSu
     """
     if config.model.codec.kind != "dct":
         raise EchoForgeError("demo shows the puppet world and needs the tiny preset; leave --preset out.")
+    check_out(out, "demo")
     clock = _Clock(Console(stderr=True))
     videos, run = out / "videos", out / "run"
     dataset, catalog = str(out / "dataset"), str(out / "catalog")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from configs import aliases, strict
+from configs import aliases, folders, strict
 from configs.dataset_schema import NEGATIVES
 from configs.devices import usable
 from configs.errors import EchoForgeError
@@ -37,7 +37,7 @@ from pipeline.progress import Progress
 from train import checkpoint, draws, inputs, negatives, stages
 from train.index import open_index
 from train.loader import Loader
-from workflows.networks import autocast_for, load_network
+from workflows.networks import autocast_for, check_network, load_network
 
 SPLIT = "negatives"
 GENERATING_TASKS = ("i2v", "lip_sync", "avatar_sync")
@@ -179,8 +179,9 @@ def gather(
     step = next((p for p in checkpoint.committed(run) if p.name == f"step-{chosen.first:06d}"), None)
     if step is None:
         raise EchoForgeError(
-            f"stage '{chosen.name}' needs the checkpoint of step {chosen.first} in {run}; train first."
+            f"stage '{chosen.name}' needs the checkpoint of step {chosen.first}, and {_last_checkpoint(run)}; train first."
         )
+    check_network(step, config)
     index = open_index(dataset, split=SPLIT, keep=config.train.loader.keep)
     units = _units(index, chosen, config, samples or chosen.cfg.samples)
     for name in ("latents", "videos"):
@@ -203,6 +204,11 @@ def gather(
     rows = [row for part in ledger.read("samples", wanted={u.id for u in units}) for row in part.to_pylist()]
     real = [row for part in ledger.read("real", wanted={u.id for u in units}) for row in part.to_pylist()]
     return _publish(folder, _flagged(rows, real, config, index.digest))
+
+
+def _last_checkpoint(run: Path) -> str:
+    last = checkpoint.latest(run)
+    return f"the last one in '{run}' is {last.name}" if last else f"'{run}' has none: {folders.found(run, 'run')}"
 
 
 def sampler_inputs(given: inputs.Inputs, prompts: Mapping[str, torch.Tensor], tokens_per_frame: float) -> SamplerInputs:

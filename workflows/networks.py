@@ -6,11 +6,43 @@ from pathlib import Path
 
 import torch
 
+from configs import folders
 from configs.errors import EchoForgeError
+from configs.schema import Config
 from model.checkpoint import load_into, load_transformer, load_weights
 from model.config import TransformerConfig
 from model.transformer import EchoMimicTransformer
 from train import checkpoint
+
+
+def find(where: str | Path) -> Path:
+    """The checkpoint folder or weights file that ``where`` stands for.
+
+    Raises:
+        EchoForgeError: it is neither a run with a checkpoint, a checkpoint, nor a file.
+    """
+    path = Path(where)
+    if path.is_file() or (path / checkpoint.PROGRESS_FILE).is_file():
+        return path
+    step = checkpoint.latest(path) if path.is_dir() else None
+    if step is None:
+        what = folders.found(where, "run")
+        raise EchoForgeError(
+            f"'{where}' holds no checkpoint: {what}; give a run made by `train`, or a file of weights."
+        )
+    return step
+
+
+def check_network(where: str | Path, config: Config) -> None:
+    """Fail before anything is loaded: nothing at ``where``, or a checkpoint of another network than configured.
+
+    Raises:
+        EchoForgeError: as :func:`find`; else names the keys with both values.
+    """
+    step = find(where)
+    if (step / checkpoint.RUN_FILE).is_file():
+        about = checkpoint.read_about(step)
+        checkpoint.check_transformer(about, config.model.transformer, f"'{where}' does not fit", config.preset)
 
 
 def load_network(
@@ -25,12 +57,9 @@ def load_network(
     Raises:
         EchoForgeError: nothing there, or weights of another network.
     """
-    path = Path(where)
-    if path.is_file():
-        return load_transformer(cfg, path, device=device, dtype=torch.float32).eval()
-    step = path if (path / checkpoint.PROGRESS_FILE).is_file() else checkpoint.latest(path) if path.is_dir() else None
-    if step is None:
-        raise EchoForgeError(f"{where} is neither a run with a checkpoint, a checkpoint, nor a weights file.")
+    step = find(where)
+    if step.is_file():
+        return load_transformer(cfg, step, device=device, dtype=torch.float32).eval()
     network = EchoMimicTransformer(cfg)
     exported = step / f"{weights}.safetensors"
     if exported.is_file():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from configs.errors import EchoForgeError
+from configs.folders import check_out_file
 from curation.catalog import SAMPLES_PER_FRAME
 from curation.config import SyncConfig, SyncFitConfig
 from curation.sync import fitted
@@ -60,8 +61,7 @@ def fit_from_clips(
         EchoForgeError: too few clips or sources, or ``out`` is not named ``.safetensors``.
     """
     out = Path(out)
-    if out.suffix != ".safetensors":
-        raise EchoForgeError(f"a fitted SyncNet is written as .safetensors, not as {out.name}.")
+    check_out_file(out, (".safetensors",))
     begun = time.monotonic()
     usable = [c for c in clips if min(len(c.crops), len(c.pcm) // SAMPLES_PER_FRAME) >= cfg.fit.frames]
     learn, held = _split(usable, cfg.fit)

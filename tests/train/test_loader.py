@@ -304,7 +304,7 @@ def test_only_the_fields_of_the_task_are_read(dataset: Path) -> None:
 def test_wrong_uses_are_refused_in_one_sentence(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(EchoForgeError, match="multiple of the number of ranks"):
         Loader(dataset, config(), seed=1, rank=0, world=5)
-    with pytest.raises(EchoForgeError, match="not a dataset"):
+    with pytest.raises(EchoForgeError, match="it is an empty folder"):
         Loader(tmp_path, config(), seed=1)
     with Loader(dataset, config(), seed=1) as loader:
         state = loader.state_dict()
