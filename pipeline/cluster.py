@@ -94,7 +94,7 @@ def session(
         yield None
         return
     if address:
-        _answers(address)
+        check_address(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder = None
     try:
@@ -127,11 +127,17 @@ def session(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(address: str) -> None:
-    """Ray itself would try for minutes."""
+def check_address(address: str) -> None:
+    """Check that something answers at ``address``; Ray itself would try for minutes.
+
+    Raises:
+        EngineError: it is no address, or nothing answers.
+    """
+    if address in ("auto", "local"):
+        return  # Ray knows where to look
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # `auto`: Ray knows where to look
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise EngineError(f"Ray address '{address}' is not of the form HOST:PORT, ray://HOST:PORT or auto.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:

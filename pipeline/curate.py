@@ -17,6 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from configs import folders
 from configs.errors import EchoForgeError, MissingWeights
 from configs.paths import absolute_files
 from curation import backends, catalog
@@ -105,6 +106,7 @@ def curate(
         MissingWeights: a configured file is not here.
     """
     out = out.rstrip("/")
+    folders.check_out(out, "catalog", inputs=sources)
     config, thresholds = carried(out, config, named, _nothing if quiet else _say)
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline
@@ -112,7 +114,7 @@ def curate(
     backends.check_files(usable)
     store.sweep(out)
     with _no_collection():
-        found = expand(sources, cfg)[:limit]
+        found = store.retrying(lambda: expand(sources, cfg), "listing the sources")[:limit]
     beside = Beside(cfg.captions)
     units = plan(found, pipeline_cfg, beside)
     units = relocate.adopt(out, units, functools.partial(_ids_at, beside))

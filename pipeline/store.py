@@ -37,6 +37,8 @@ T = TypeVar("T")
 ATTEMPTS = 5
 """Tries of one operation on a store, with pauses of about 0.5, 1, 2 and 4 s between them."""
 _HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+_DRIVERS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "adlfs", "azure")
+"""Packages below fsspec that raise exceptions of their own: no credentials, no such bucket, a wrong endpoint."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
 _TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.]+)~(?P<pid>\d+)~\d+\.tmp$")
 _counter = itertools.count()
@@ -90,7 +92,7 @@ def retrying(operation: Callable[[], T], what: str) -> T:
     """Run ``operation`` until it succeeds, at most :data:`ATTEMPTS` times.
 
     Raises:
-        StoreError: no space left, no permission, or the last try failed; ``what`` is named.
+        StoreError: no space left, no permission or credentials, or the last try failed; ``what`` is named.
         FileNotFoundError: nothing is there (never retried).
     """
     for attempt in range(ATTEMPTS):
@@ -106,6 +108,11 @@ def retrying(operation: Callable[[], T], what: str) -> T:
             if attempt == ATTEMPTS - 1:
                 raise StoreError(f"{redact(what)} failed {ATTEMPTS} times: {redact(str(error))}.") from error
             time.sleep(0.5 * 2**attempt * random.uniform(0.8, 1.2))
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in _DRIVERS:
+                raise
+            remedy = "check the address, and the credentials in the environment (AWS_…)"
+            raise StoreError(f"{redact(what)} failed: {redact(str(error)).rstrip('.')}; {remedy}.") from error
     raise AssertionError("unreachable")
 
 
