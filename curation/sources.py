@@ -6,8 +6,6 @@ what it stands for: quotes, spaces, a leading dash or a newline are only charact
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,10 +13,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs import folders
 from configs.errors import EchoForgeError
 from configs.paths import absolute
+from curation import spreadsheet
 from curation.config import CurationConfig
 from curation.media import utf8
 
@@ -54,13 +55,15 @@ def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
     another kind of name does not explain (a wrong extension is no reason to lose a video); sidecars are not.
 
     Raises:
-        EchoForgeError: a source that does not exist, or a table without a column of names.
+        EchoForgeError: a source that does not exist or is no video, or a table without a column of names.
     """
     found: dict[str, Source] = {}
     for name in sources:
         items = list(_one(absolute(name), cfg))
         if not items:
-            raise EchoForgeError(f"'{name}' holds no videos; give a folder, a glob, a URL or a manifest.")
+            raise EchoForgeError(
+                f"'{name}' holds no videos{_instead(name)}; give a folder, a glob, a URL or a manifest."
+            )
         for item in items:
             found.setdefault(item.uri, item)
     return list(found.values())
@@ -69,6 +72,8 @@ def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
 def _one(name: str, cfg: CurationConfig) -> Iterator[Source]:
     path = Path(name)
     if path.is_dir():
+        if {"dataset", "run", "checkpoint"} & {kind.name for kind in folders.kinds(path)}:
+            raise EchoForgeError(f"'{name}' holds no videos to curate{_instead(name)}.")
         yield from _hdtf(path) if _is_hdtf(path) else _folder(name)
     elif path.is_file():
         yield from _file(name, cfg)
@@ -79,12 +84,19 @@ def _one(name: str, cfg: CurationConfig) -> Iterator[Source]:
         raise EchoForgeError(f"'{name}' {state}; give a folder, a file, a glob or a URL.")
 
 
+def _instead(name: str) -> str:
+    """What a local folder is, as a clause."""
+    return f": {folders.found(name, 'video')}" if Path(name).is_dir() else ""
+
+
 def _file(name: str, cfg: CurationConfig) -> Iterator[Source]:
     suffix = PurePosixPath(name).suffix.lower()
     if suffix in _TABLES:
         yield from _manifest(name, cfg)
     elif suffix in _LISTS:
         yield from _list(name)
+    elif suffix in _SIDECARS and not _looks_like_media(Path(name)):
+        raise EchoForgeError(f"'{name}' is not a video; a list of videos ends in .csv, .tsv, .parquet, .lst or .list.")
     else:
         yield Source(utf8(name), source=utf8(_parent(name)))
 
@@ -108,10 +120,10 @@ def _files(root: str) -> Iterator[Path]:
         raise EchoForgeError(f"the folder '{error.filename}' cannot be listed ({error.strerror}); allow it or move it.")
 
     seen: set[str] = set()
-    for folder, folders, names in os.walk(root, onerror=stop, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=stop, followlinks=True):
         place = os.path.realpath(folder)
         if place in seen:  # a link back
-            folders.clear()
+            below.clear()
             continue
         seen.add(place)
         yield from (Path(folder, name) for name in names)
@@ -130,7 +142,10 @@ def _looks_like_media(path: Path) -> bool:
 
 
 def _remote(name: str, cfg: CurationConfig) -> Iterator[Source]:
-    fs, root = fsspec.core.url_to_fs(name)
+    try:
+        fs, root = fsspec.core.url_to_fs(name)
+    except (ValueError, ImportError) as error:
+        raise EchoForgeError(f"'{name}' cannot be opened: {error}; check the address.") from error
     if any(c in name for c in "*?["):
         files = sorted(p for p in fs.glob(root) if not fs.isdir(p))
     elif fs.isdir(root):
@@ -184,11 +199,13 @@ def _beside(name: str, uri: str) -> str:
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:
     with fsspec.open(name, "rb") as file:
-        if name.lower().endswith(".parquet"):
-            yield from pq.read_table(file).to_pylist()
+        if not name.lower().endswith(".parquet"):
+            yield from spreadsheet.rows(file.read(), name)
             return
-        text = file.read().decode("utf-8-sig")
-    yield from csv.DictReader(io.StringIO(text), delimiter="\t" if name.lower().endswith(".tsv") else ",")
+        try:
+            yield from pq.read_table(file).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise EchoForgeError(f"'{name}' is not a readable Parquet file ({error}); write it again.") from error
 
 
 def _list(name: str) -> Iterator[Source]:

@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from configs import reviews
 from configs.dataset_schema import NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
+from configs.folders import check_out_file
+from curation import spreadsheet
 
 EDITABLE = ["negative_id", "verdict", "issue", "frame_start", "frame_end", "reviewer", "note"]
 COUNTED = ["counts_as", "counted_issue", "counted_frames"]
@@ -72,6 +74,8 @@ def to_csv(folder: Path, target: Path) -> int:
     One line per gathered sample and person who reviewed it, one for a sample that nobody reviewed.
     """
     gathered = samples(folder)
+    check_out_file(target, (".csv",))
+    target.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(gathered.drop_columns(["thumbnail"]).to_pylist())
     table["flagged"] = [len(flags) > 0 for flags in table["flags"]]
     table["why"] = ["; ".join(f["reason"] for f in flags) for flags in table["flags"]]
@@ -94,15 +98,19 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
     Raises:
         EchoForgeError: a line that cannot be understood (nothing is written then), or no reviewer named.
     """
-    table = pd.read_csv(source, dtype=str, keep_default_na=False)
-    if missing := [c for c in ("negative_id", "verdict") if c not in table.columns]:
-        raise EchoForgeError(f"{source} has no column '{missing[0]}'; start from `negatives export`.")
+    if not source.is_file():
+        raise EchoForgeError(
+            f"{source} {'is not a file' if source.exists() else 'does not exist'}; give an edited CSV."
+        )
+    records = list(spreadsheet.rows(source.read_bytes(), str(source)))
+    if missing := [c for c in ("negative_id", "verdict") if c not in (records[0] if records else {})]:
+        raise EchoForgeError(f"{source} has no column '{missing[0]}' or no line; start from `negatives export`.")
     on_record = {(r["negative_id"], r["reviewer"]): _key(r) for r in reviews.latest(reviews.read(folder))}
     rows = []
-    for line, record in enumerate(table.to_dict("records"), 2):
-        if not record["verdict"].strip():
+    for line, record in enumerate(records, 2):
+        if not (record["verdict"] or "").strip():
             continue
-        row = {name: (record.get(name) or "").strip() or None for name in EDITABLE}
+        row: dict[str, Any] = {name: (record.get(name) or "").strip() or None for name in EDITABLE}
         row["reviewer"] = row["reviewer"] or reviewer
         if not row["reviewer"]:
             raise EchoForgeError(f"{source} line {line} names no reviewer; fill the column or give --reviewer NAME.")
@@ -110,11 +118,22 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
             row[name] = _frame(row[name], source, line)
         if on_record.get((row["negative_id"], row["reviewer"])) != _key(row):
             rows.append(row)
-    return add(folder, rows)
+    try:
+        return add(folder, rows)
+    except EchoForgeError as error:
+        raise EchoForgeError(f"nothing of {source} was imported: {error}") from error
 
 
 def merge(folder: Path, others: Iterable[Path]) -> int:
-    """Copy the review parts of other copies of the same negatives folder; parts already here are left alone."""
+    """Copy the review parts of other copies of the same negatives folder; parts already here are left alone.
+
+    Raises:
+        EchoForgeError: one of them is no such folder, or reviews samples that were not gathered here.
+    """
+    others = list(others)
+    for other in others:
+        if not (other / "samples.parquet").is_file() and not (other / "reviews").is_dir():
+            raise EchoForgeError(f"{other} is not a folder of negatives; give RUN/negatives/STAGE of another copy.")
     copied = 0
     known = set(samples(folder).column("negative_id").to_pylist())
     for other in others:
