@@ -148,7 +148,11 @@ def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: 
 
 
 def _ray(ctx: typer.Context, address: str | None) -> str | None:
+    from pipeline.cluster import check_address
+
     chosen: str | None = address or ctx.obj["ray_address"]
+    if chosen:
+        check_address(chosen)  # before anything is written
     return chosen
 
 
@@ -493,13 +497,17 @@ Stage = Annotated[str | None, typer.Option("--stage", help="[default: the newest
 
 
 def _negatives_folder(run: Path, stage: str | None) -> Path:
+    from configs import folders
     from train.negatives import FOLDER, SAMPLES_FILE
 
     if stage is not None:
         return run / FOLDER / stage
     found = sorted((run / FOLDER).glob(f"*/{SAMPLES_FILE}"), key=lambda p: p.stat().st_mtime)
     if not found:
-        raise EchoForgeError(f"{run} has no gathered negatives; run `negatives gather {run} DATASET`, or train on.")
+        what = "" if any(kind.name == "run" for kind in folders.kinds(run)) else f": {folders.found(run, 'run')}"
+        raise EchoForgeError(
+            f"'{run}' has no gathered negatives{what}; run `negatives gather RUN DATASET`, or train on."
+        )
     return found[-1].parent
 
 
@@ -680,10 +688,14 @@ def evaluate(
     set_: Set = None,
 ) -> None:
     """Measure videos; a metric that cannot be measured here says why, and is never 0."""
+    from configs.folders import check_out_file
     from evaluation.reading import read
+    from evaluation.table import FORMATS, write
     from evaluation.table import evaluate as run
 
     config = _config(ctx, preset, set_).evaluation.evaluation
+    if out is not None:
+        check_out_file(out, FORMATS, inputs=[*video, *([reference] if reference else [])])
     videos = {str(path): read(path, config.side) for path in video}
     given = {} if reference is None else dict.fromkeys(videos, read(reference, config.side))
     table = run(videos, given, config)
@@ -693,7 +705,7 @@ def evaluate(
         [[_short(v) for v in row] for row in table.to_numpy().tolist()],
     )
     if out is not None:
-        table.to_parquet(out) if out.suffix == ".parquet" else table.to_csv(out, index=False)
+        write(table, out)
 
 
 @app.command(rich_help_panel="Daily")
@@ -803,7 +815,7 @@ def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -
 
 
 def main() -> None:
-    """Run the command line; a mistake that a user can mend ends in one sentence and exit code 2 or 3."""
+    """Run the command line; a mistake that a user can mend ends in one sentence and exit code 2, 3 or 4."""
     try:
         app()
     except EchoForgeError as error:

@@ -6,7 +6,9 @@ only names; playlists and still-image demuxers, which would open other files, ar
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -47,6 +49,15 @@ class MediaError(EchoForgeError):
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(message)
         self.stage = stage
+
+
+@contextlib.contextmanager
+def named(path: str | os.PathLike[str], wanted: str) -> Iterator[None]:
+    """Name the file in the errors of its reader, which say only what is wrong; ``wanted`` says what to give instead."""
+    try:
+        yield
+    except MediaError as error:
+        raise MediaError(error.stage, f"{os.fspath(path)}: {str(error).rstrip('.')}; {wanted}.") from error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from configs.errors import EchoForgeError
 from curation.clipread import read_clip
 from curation.framepass import scaled
-from curation.media import VideoFile
+from curation.media import VideoFile, named
 from evaluation.metrics import Video
 
 MAX_FRAMES = 25 * 60
@@ -22,11 +22,12 @@ def read(path: Path, side: int) -> Video:
     Raises:
         EchoForgeError: not a video.
     """
-    with VideoFile(str(path), identify=False) as video:
+    with named(path, "give a video"), VideoFile(str(path), identify=False) as video:
         info = video.info
     if not info.duration_s:
         raise EchoForgeError(f"{path} does not say how long it is; remux it.")
     width, height = scaled(info.width, info.height, side)
     frames = min(MAX_FRAMES, max(1, int(info.duration_s * 25)))
-    clip = read_clip(str(path), 0, frames, width=width, height=height)
+    with named(path, "give a video that can be decoded"):
+        clip = read_clip(str(path), 0, frames, width=width, height=height)
     return Video(np.asarray(clip.frames), clip.pcm if clip.has_sound else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -47,6 +48,15 @@ def evaluate(
         for metric in config.metrics:
             rows.append({"video": name, "metric": metric} | _row(metric, video, references.get(name), given))
     return pd.DataFrame(rows, columns=["video", "metric", "value", "unit", "better", "note"])
+
+
+FORMATS = (".csv", ".parquet")
+
+
+def write(table: pd.DataFrame, out: Path) -> None:
+    """Write the table of :func:`evaluate`; the folder is made when it is not there. Check ``out`` before measuring."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(out) if out.suffix.lower() == ".parquet" else table.to_csv(out, index=False)
 
 
 def _row(name: str, video: Video, reference: Video | None, given: Mapping[str, float]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from configs import strict, weights
 from configs.errors import EchoForgeError
+from configs.folders import check_out_file
 from configs.schema import Config
 from curation import backends as curation_backends
 from curation.analyse import analyse_video
@@ -19,7 +22,7 @@ from curation.catalog import FPS, SAMPLES_PER_FRAME
 from curation.clipread import read_clip
 from curation.clipwrite import write_video
 from curation.faces import load_detector
-from curation.media import VideoFile
+from curation.media import VideoFile, named
 from curation.soundread import SoundReader
 from model import conditions, masks
 from model.codecs import load_codec
@@ -27,10 +30,13 @@ from model.encoders import load_audio_encoder, load_image_encoder, load_text_enc
 from model.encoders.audio import network_audio
 from model.sampler import SamplerInputs, sample
 from pipeline import buckets
-from workflows.networks import autocast_for, load_network
+from workflows.networks import autocast_for, check_network, load_network
 
 TASKS = ("i2v", "lip_sync", "avatar_sync")
 _CHUNK = 250  # frames of sound read at a time
+_MIN_FRAMES = 5  # two latent frames: less has no motion
+_BYTES_PER_PIXEL = 39
+"""Of every frame, held at once: given, masked and generated picture in float32 (12 each) and the bytes written (3)."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,13 @@ class GenerateSummary:
     width: int
     height: int
     note: str
+    warning: str = ""
 
     def __str__(self) -> str:
-        return (
+        line = (
             f"{self.path}: {self.frames} frames ({self.frames / FPS:.1f} s) of {self.width}x{self.height}. {self.note}"
         )
+        return f"{line}\nwarning: {self.warning}" if self.warning else line
 
     def __rich__(self) -> str:
         return str(self).replace("[", r"\[")
@@ -77,20 +85,36 @@ def generate(
     Raises:
         EchoForgeError: a file that cannot be used, no face where one is needed, or weights that do not fit.
     """
-    if task not in TASKS:
-        raise EchoForgeError(f"task '{task}' is unknown; it is one of {', '.join(TASKS)}.")
+    source = _check_task(task, image, video)
+    check_out_file(out, (".mp4",), inputs=[p for p in (audio, image, video) if p is not None])
+    for option, path, what in (
+        ("--audio", audio, "the voice"),
+        ("--image", image, "a picture of the person"),
+        ("--video", video, "the video that is to speak"),
+    ):
+        if path is not None and not path.is_file():
+            raise EchoForgeError(
+                f"{option} {path} {'is not a file' if path.exists() else 'does not exist'}; give {what}."
+            )
+    if seconds is not None:
+        _check_length(seconds, config)
+    check_network(checkpoint, config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights.require(strict.to_dict(config.model) | {"faces": strict.to_dict(config.curation.faces)})
     pcm = read_sound(audio)
-    frames = len(pcm) // SAMPLES_PER_FRAME if seconds is None else round(seconds * FPS)
-    if task == "i2v":
-        if image is None:
-            raise EchoForgeError("task i2v needs --image: a picture or a video of the person.")
-        given, pixel_mask, face = _picture(image, frames, config)
-    else:
-        if video is None:
-            raise EchoForgeError(f"task {task} needs --video: the video that is to speak.")
-        given, pixel_mask, face = _video(video, frames, task, config)
+    spoken = len(pcm) // SAMPLES_PER_FRAME
+    frames = spoken if seconds is None else round(seconds * FPS)
+    if frames > spoken + 1:  # rounding
+        raise EchoForgeError(
+            f"--seconds {seconds:g} is more than the {spoken / FPS:.2f} s of {audio}; leave --seconds out to speak all of it."
+        )
+    _check_length(frames / FPS, config)
+    given, pixel_mask, face = (
+        _picture(source, frames, config) if task == "i2v" else _video(source, frames, task, config)
+    )
+    warning = "" if face is not None else (
+        f"no face was found in {source}: the middle of the picture is used, and the face mask is off."
+    )  # fmt: skip
     count = given.shape[1]
     inputs = _conditions(given, pixel_mask, face, pcm[: count * SAMPLES_PER_FRAME], pcm, prompt, config, device)
     network = load_network(checkpoint, config.model.transformer, device)
@@ -110,7 +134,35 @@ def generate(
     note = "" if config.model.codec.kind == "wan" else (
         "Made with the weight-free stand-in codec and encoders of this preset: blurry by construction, no measure of quality."
     )  # fmt: skip
-    return GenerateSummary(out, count, shown.shape[2], shown.shape[1], note)
+    return GenerateSummary(out, count, shown.shape[2], shown.shape[1], note, warning)
+
+
+def _check_task(task: str, image: Path | None, video: Path | None) -> Path:
+    """The picture or video that ``task`` starts from."""
+    if task not in TASKS:
+        raise EchoForgeError(f"task '{task}' is unknown; it is one of {', '.join(TASKS)}.")
+    if task == "i2v":
+        if image is None:
+            raise EchoForgeError("task i2v needs --image: a picture or a video of the person.")
+        return image
+    if video is None:
+        raise EchoForgeError(f"task {task} needs --video: the video that is to speak.")
+    return video
+
+
+def _check_length(seconds: float, config: Config) -> None:
+    """Raise EchoForgeError unless a video of this length has motion and fits this machine's memory."""
+    if not math.isfinite(seconds) or round(seconds * FPS) < _MIN_FRAMES:
+        raise EchoForgeError(
+            f"--seconds {seconds:g} is no length; give at least {_MIN_FRAMES / FPS:g} ({_MIN_FRAMES} frames)."
+        )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    longest = memory / (min(config.pipeline.buckets.areas) * _BYTES_PER_PIXEL) / FPS
+    if seconds > longest:
+        raise EchoForgeError(
+            f"{seconds:.0f} s of video do not fit: all frames are held in memory, and this machine's "
+            f"{memory / 2**30:.0f} GiB hold at most {longest:.0f} s; give a shorter --seconds."
+        )
 
 
 def read_sound(path: Path) -> np.ndarray:
@@ -120,7 +172,7 @@ def read_sound(path: Path) -> np.ndarray:
         EchoForgeError: no sound in it.
     """
     parts: list[np.ndarray] = []
-    with SoundReader(str(path), 0.0) as sound:
+    with named(path, "give a file with the voice"), SoundReader(str(path), 0.0) as sound:
         if not sound.present:
             raise EchoForgeError(f"{path} has no sound; give a file with the voice.")
         start = 0
@@ -139,7 +191,7 @@ def read_sound(path: Path) -> np.ndarray:
 
 def _picture(path: Path, frames: int, config: Config) -> tuple[Tensor, Tensor, Tensor | None]:
     """Video [3, F, H, W] in −1..1 whose first frame is the picture, pixel mask, face boxes [F, 4] or None."""
-    frames = max(5, (frames - 1) // 4 * 4 + 1)
+    frames = max(_MIN_FRAMES, (frames - 1) // 4 * 4 + 1)
     shown = _open_picture(path)
     faces = load_detector(config.curation.faces).detect(shown)
     box = max(faces, key=lambda f: float(f.box[2] - f.box[0])).box if faces else None
@@ -162,12 +214,12 @@ def _video(path: Path, frames: int, task: str, config: Config) -> tuple[Tensor, 
     """The first clip of a video that has a face, its mask and face boxes."""
     found, clips = analyse_video(str(path), config.curation, backends=curation_backends.faces_alone(config.curation))
     if found.get("verdict") == "error":
-        raise EchoForgeError(f"{path}: {found['error']}")
+        raise EchoForgeError(f"{path}: {str(found['error']).rstrip('.')}; give the video that is to speak.")
     clip = next((c for c in clips if c["tracks"]), None)
     if clip is None:
         raise EchoForgeError(f"{path} has no clip with a steady face; task {task} needs one.")
     count = min(frames, clip["end_frame"] - clip["start_frame"])
-    count = max(5, (count - 1) // 4 * 4 + 1)
+    count = max(_MIN_FRAMES, (count - 1) // 4 * 4 + 1)
     (width, height), rect = _fit({"crop": None} | clip, config, path)  # nothing looked for text to crop away
     start = clip["start_frame"]
     seen = read_clip(
@@ -221,7 +273,7 @@ def _open_picture(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except UnidentifiedImageError:
-        with VideoFile(str(path), identify=False) as video:
+        with named(path, "give a picture or a video of the person"), VideoFile(str(path), identify=False) as video:
             first = next(video.frames())
             return first.picture(video.info.width, video.info.height)
     except OSError as error:

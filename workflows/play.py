@@ -58,8 +58,10 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
         EchoForgeError: no such folder, or the port is taken.
     """
     if not folder.is_dir():
-        raise EchoForgeError(f"{folder} is not a folder.")
+        state = "is a file" if folder.exists() else "does not exist"
+        raise EchoForgeError(f"'{folder}' {state}; give a folder with .mp4 files.")
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, folder=folder))
-    except OSError as error:
-        raise EchoForgeError(f"port {port} cannot be used ({error.strerror}); choose another with --port.") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "ports are 0 to 65535"
+        raise EchoForgeError(f"port {port} cannot be used ({reason}); choose another with --port.") from error

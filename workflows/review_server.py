@@ -68,5 +68,6 @@ def serve(folder: Path, title: str, port: int = 0) -> ThreadingHTTPServer:
     tables.samples(folder)
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, folder=folder, title=title, lock=Lock()))
-    except OSError as error:
-        raise EchoForgeError(f"port {port} cannot be used ({error.strerror}); choose another with --port.") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "ports are 0 to 65535"
+        raise EchoForgeError(f"port {port} cannot be used ({reason}); choose another with --port.") from error
