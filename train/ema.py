@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from train.config import EMAConfig
@@ -26,6 +27,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, cfg: EMAConfig) -> None:
         self.cfg = cfg
+        self._sharded = [m for m in module.modules() if isinstance(m, FSDPModule)]
         self._parameters = {n: p for n, p in module.named_parameters() if p.is_floating_point()}
         self.state: dict[str, Tensor] = {n: p.detach().float().clone() for n, p in self._parameters.items()}
 
@@ -61,3 +63,5 @@ class EMA:
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
+        for module in self._sharded:
+            module.reshard()  # FSDP keeps the root's gathered weights after a forward; the next one gathers them again

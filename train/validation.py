@@ -28,14 +28,20 @@ SPLIT = "val"
 
 
 class Validation:
-    """The held-out samples, read once and kept as network inputs on the CPU; each rank holds every world-th one."""
+    """The held-out samples, read once and kept as network inputs on the CPU; each rank holds every world-th one.
+
+    Sharded ranks compute together, so all of them hold equally many: where samples are left over, some hold one that
+    another rank counts.
+    """
 
     def __init__(
         self, dataset: str | Path, loader: LoaderConfig, context: Context, *, task: str, rank: int, world: int
     ) -> None:
         self.context, self.task = context, task
         self.levels = context.cfg.log.validation_sigmas
-        self.inputs = [item for item in self._read(dataset, loader) if item is not None][rank::world]
+        found = [item for item in self._read(dataset, loader) if item is not None]
+        places = range(rank, -(-len(found) // world) * world, world)
+        self.inputs = [(found[min(k, len(found) - 1)], k < len(found)) for k in places]  # and whether it counts here
 
     def _read(self, dataset: str | Path, loader: LoaderConfig) -> list[Inputs]:
         limit = self.context.cfg.log.validation_samples
@@ -69,11 +75,11 @@ class Validation:
     def losses(self, network: nn.Module | None = None) -> dict[str, float]:
         """``loss`` and ``loss/s0.1`` …: means over the held-out samples of all ranks."""
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for inputs in self.inputs:
+        for inputs, counts in self.inputs:
             moved = inputs.to(self.context.device)
             for level in self.levels:
                 value = float(self._loss(moved, level, network)[0])
-                for name in ("loss", f"loss/s{level:g}"):
+                for name in ("loss", f"loss/s{level:g}") if counts else ():
                     sums[name][0] += value
                     sums[name][1] += 1
         parts: list[Any] = [dict(sums)]

@@ -16,11 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.synthetic_shards import write_dataset
+from configs import schema
 from configs.dataset_schema import PROMPTS_FILE
 from train import checkpoint
 from train.log import METRICS_FILE, of_kind, read_metrics
+from train.run import train as train_here
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -71,6 +73,68 @@ def final(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "step-000020" / "raw.safetensors")
 
 
+VALIDATED = SMALL | {
+    "stages": "[{name: s, kind: sft, steps: 6}]", "checkpoint.every": "1", "checkpoint.keep_last": "1",
+    "log.validate_every": "3", "log.validation_samples": "3",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine samples to learn from, and three to validate with: not a multiple of two ranks."""
+    root = tmp_path_factory.mktemp("held-out")
+    write_dataset(root, {"64x64x9": 12}, columns={"split": ["train"] * 9 + ["val"] * 3})
+    save_file({name: torch.zeros(1, 64, dtype=torch.bfloat16) for name in ("null", "negative")}, root / PROMPTS_FILE)
+    return root
+
+
+def in_this_process(dataset: Path, run: Path) -> Path:
+    config = schema.load("tiny", [f"{name}={value}" for name, value in VALIDATED.items()])
+    assert train_here(dataset, run, config.model, config.train, say=None, device="cpu").status == "finished"
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process, with validation."""
+    return in_this_process(held_out, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def measured(run: Path) -> list[dict[str, float]]:
+    """Losses of every step and of every validation, without what a clock says."""
+    lines = [line for line in read_metrics(run / METRICS_FILE) if line["kind"] in ("step", "validation")]
+    return [{k: v for k, v in line.items() if k == "step" or k.startswith("loss")} for line in lines]
+
+
+def test_two_ranks_learn_and_validate_as_one_does(held_out: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Sharded (FSDP2) over gloo. Sums over ranks are added in another order: 1e-5, as the design promises."""
+    run = tmp_path / "run"
+    train(held_out, run, 2, **VALIDATED)
+    one, two = measured(undisturbed), measured(run)
+    assert len(two) == 6 + 3 and {"loss_ema", "loss/s0.1"} <= two[0].keys()
+    assert [line.keys() for line in two] == [line.keys() for line in one]
+    for a, b in zip(two, one, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_killed_once_it_ends_bitwise_the_same(held_out: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """kill -9 of the command after its first checkpoint; resumed on the same machine, with as many threads."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(held_out, run, 1, **VALIDATED), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and checkpoint.latest(run) is None:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert not (run / "step-000006").is_dir()
+    in_this_process(held_out, run)
+    for name in ("raw.safetensors", "ema.safetensors"):
+        assert (run / "step-000006" / name).read_bytes() == (undisturbed / "step-000006" / name).read_bytes(), name
+    assert measured(run) == measured(undisturbed) and not list(run.glob("*.tmp"))
+
+
 @pytest.fixture(scope="module")
 def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one process, undisturbed."""
@@ -79,6 +143,7 @@ def alone(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", ["2", "1"])
 def test_two_ranks_learn_what_one_learns(dataset: Path, alone: Path, tmp_path: Path, shard: str) -> None:
     """Sharded (FSDP2) and replicated: the same losses within 1e-5 over 20 steps."""
@@ -88,6 +153,7 @@ def test_two_ranks_learn_what_one_learns(dataset: Path, alone: Path, tmp_path: P
     assert len(losses(run)) == 20
 
 
+@pytest.mark.slow
 def test_resume_on_fewer_ranks(dataset: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(dataset, run, 2, max_steps="9")
@@ -95,6 +161,7 @@ def test_resume_on_fewer_ranks(dataset: Path, alone: Path, tmp_path: Path) -> No
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_bitwise_the_same(dataset: Path, alone: Path, tmp_path: Path) -> None:
     """kill −9 while steps run and checkpoints are written (one every step); whatever is left, the run goes on."""
     run, rng = tmp_path / "run", random.Random(0)
