@@ -14,7 +14,7 @@ help: ## this list
 demo: $(STAMP) ## the whole loop on a puppet world, offline, on a CPU: OUT=demo
 	$(PY) cli.py demo --out $(OUT)
 
-test: $(STAMP) ## the fast tier, what CI runs (under 8 minutes on 2 cores)
+test: $(STAMP) ## the fast tier, what CI runs (under 12 minutes on 2 cores)
 	$(PY) -m pytest -m "not slow"
 
 test-slow: $(STAMP) ## kills, clusters, several ranks, big inputs

@@ -60,7 +60,7 @@ def test_s3fd_is_the_packages_own_and_reads_nothing_but_tensors(tmp_path: Path) 
     torch.save(nets.S3FDNet(device="cpu").state_dict(), tmp_path / "sfd_face.pth")
     cfg = replace(CFG.faces, detector="s3fd", weights=str(tmp_path / "sfd_face.pth"), min_score=0.0)
     image = sample(0, 0, CFG.puppets, frames=1).frames[0]
-    found = [load_detector(cfg).detect(image) for _ in range(2)]
+    found = [load_detector(cfg).detect(image) for _ in range(2)]  # repeatable: the same picture on the same machine
     assert [f.box.tolist() for f in found[0]] == [f.box.tolist() for f in found[1]]
     assert all(f.box.shape == (4,) and 0 <= f.score <= 1 for f in found[0])
 

@@ -120,6 +120,7 @@ def quality(frames: list[np.ndarray]) -> dict:
     return operator.clip(Span(0, 5 * len(frames)), context(width, height))
 
 
+@pytest.mark.numeric
 def test_blur_lowers_sharpness_and_enlarging_does_not_hide_it() -> None:
     sharp = cv2.resize(RNG.integers(0, 255, (56, 56), np.uint8), (112, 112))
     blurred = cv2.GaussianBlur(sharp, (0, 0), 3)
@@ -127,6 +128,7 @@ def test_blur_lowers_sharpness_and_enlarging_does_not_hide_it() -> None:
     assert sharpness(cv2.resize(blurred, (448, 448)), 112) < 0.6 * sharpness(sharp, 112)
 
 
+@pytest.mark.numeric
 def test_frozen_and_black_stretches_are_shares_of_the_clip() -> None:
     moving = [cv2.cvtColor(scenery(160, i * 4), cv2.COLOR_RGB2GRAY) for i in range(10)]
     assert quality(moving)["freeze_frac"] == 0.0
@@ -134,6 +136,7 @@ def test_frozen_and_black_stretches_are_shares_of_the_clip() -> None:
     assert quality([np.zeros((160, 160), np.uint8)] * 5)["freeze_frac"] == 1.0
 
 
+@pytest.mark.numeric
 def test_letterbox_is_the_rectangle_of_the_content() -> None:
     frames = [
         cv2.copyMakeBorder(
@@ -146,6 +149,7 @@ def test_letterbox_is_the_rectangle_of_the_content() -> None:
     assert quality([f[40:160] for f in frames])["letterbox"] is None
 
 
+@pytest.mark.numeric
 def test_noise_silence_and_clipping_are_told_from_each_other() -> None:
     operator = SpeechOperator(CFG.sound, Vad(1))
     noise = (RNG.standard_normal(32000) * 0.1).astype(np.float32)
@@ -175,6 +179,7 @@ def hashes(seed: int, first: int = 0, count: int = 30, mirrored: bool = False) -
     return operator.clip(Span(0, count * 5), context(160, 160))["phash"]
 
 
+@pytest.mark.numeric
 def test_copies_are_found_trimmed_and_mirrored_and_the_best_one_stays() -> None:
     kinds = {"a": hashes(2), "trim": hashes(2, 8, 20), "mirror": hashes(2, mirrored=True), "other": hashes(40)}
     rows = [

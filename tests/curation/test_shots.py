@@ -16,6 +16,7 @@ from curation.operators import Picture, Span
 from curation.shots import ShotDetector, shots
 
 CFG = load("tiny").curation
+pytestmark = pytest.mark.numeric
 H, W = 90, 160
 
 

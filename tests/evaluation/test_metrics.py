@@ -9,6 +9,8 @@ from evaluation.config import MetricsConfig
 from evaluation.metrics import METRICS, NotMeasured, Video, colour_drift, flicker, motion, psnr, ssim
 from evaluation.table import evaluate
 
+pytestmark = pytest.mark.numeric
+
 
 def _noise(seed: int = 0, frames: int = 12) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (frames, 48, 64, 3), dtype=np.uint8)
@@ -24,6 +26,7 @@ def test_identical_videos_and_worse_ones() -> None:
 
 def test_still_video_neither_drifts_nor_moves() -> None:
     still = Video(np.repeat(_noise(frames=1), 10, axis=0))
+    # Equal frames have equal means, so their differences are exact zeros.
     assert colour_drift(still) == 0 and flicker(still) == 0 and motion(still) < 0.01
     ramp = still.frames.astype(int) + np.arange(10)[:, None, None, None] * 3
     assert colour_drift(Video(ramp.clip(0, 255).astype(np.uint8))) > 3

@@ -11,6 +11,8 @@ from model.audio_projection import WhisperProjection
 from model.audio_windows import flash_groups, gather_windows, neighbourhoods, segment_windows
 from model.config import AudioNetConfig
 
+pytestmark = pytest.mark.numeric
+
 
 def test_released_ranges():
     index = segment_windows(29, AudioNetConfig(dim=1))

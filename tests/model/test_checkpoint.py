@@ -1,4 +1,7 @@
-"""Weights in and out: wrapped or not, bfloat16, base files into every variant, and files that do not fit."""
+"""Weights in and out: wrapped or not, bfloat16, base files into every variant, and files that do not fit.
+
+What is loaded and written is copied, so it is compared exactly.
+"""
 
 from __future__ import annotations
 

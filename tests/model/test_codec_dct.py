@@ -11,6 +11,7 @@ from model.codecs.dct import kept_basis
 from model.config import CodecConfig
 
 CODEC = load_codec(CodecConfig("dct", None))
+pytestmark = pytest.mark.numeric
 
 
 def test_basis_is_orthonormal() -> None:
@@ -34,8 +35,11 @@ def test_causal_first_frame_alone() -> None:
     video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
     changed = video.clone()
     changed[:, :, 1:] = 0
+    # Equal shapes are added in equal order: a changed bit would mean that a later frame entered the first latent.
     assert torch.equal(CODEC.encode(video)[:, :, 0], CODEC.encode(changed)[:, :, 0])
-    assert torch.equal(CODEC.encode(video[:, :, :5]), CODEC.encode(video)[:, :, :2])
+    # Fewer frames are another shape, whose sums of 768 products a library may add in another order: by that some CPUs
+    # differ by 1.2e-6 (MKL's AVX2 kernels on one thread), ten units in the last place of a latent of size 1.
+    torch.testing.assert_close(CODEC.encode(video[:, :, :5]), CODEC.encode(video)[:, :, :2], atol=1e-5, rtol=1e-5)
 
 
 def test_a_smooth_face_like_picture_survives() -> None:

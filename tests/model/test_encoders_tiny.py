@@ -1,4 +1,7 @@
-"""The stand-in encoders, and the slicing that every audio encoder shares."""
+"""The stand-in encoders, and the slicing that every audio encoder shares.
+
+Words are looked up and slices are copies, so both are compared exactly; what is computed has a tolerance.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ TEXT, IMAGE, AUDIO = (
     load_image_encoder(MODEL.image_encoder),
     load_audio_encoder(MODEL.audio_encoder),
 )
+
+
+pytestmark = pytest.mark.numeric
 
 
 def test_words_are_told_apart_and_case_is_not() -> None:

@@ -8,9 +8,12 @@ import torch
 from configs.errors import EchoForgeError
 from model import attention, flow, rope
 
+pytestmark = pytest.mark.numeric
+
 
 def test_flow_endpoints_and_velocity():
     x0, noise = torch.randn(2, 16, 3, 4, 4), torch.randn(2, 16, 3, 4, 4)
+    # One times x plus zero times y is x in any arithmetic.
     assert torch.equal(flow.interpolate(x0, noise, torch.zeros(2)), x0)
     assert torch.equal(flow.interpolate(x0, noise, torch.ones(2)), noise)
     sigma = torch.tensor([0.3, 0.8])
@@ -66,6 +69,6 @@ def test_kernels_can_be_chosen():
     try:
         assert attention.use_kernel("math") == "math"
         found = attention.self_check(64, 32, device="cpu", dtype=torch.float32)
-        assert found.kernel == "math" and found.forward_error == 0
+        assert found.kernel == "math" and found.forward_error == 0, "the same kernel on the same shapes"
     finally:
         attention.use_kernel("auto")

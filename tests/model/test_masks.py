@@ -1,4 +1,7 @@
-"""The table of tasks, pixel to latent, and the face mask on latent frames."""
+"""The table of tasks, pixel to latent, and the face mask on latent frames.
+
+Compared exactly: masks hold 0, 1 and halves of them, and conditions are copies of what is stored.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from configs.errors import EchoForgeError
 from model import conditions, masks
 
 F, H, W = 113, 32, 48
+pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.parametrize(

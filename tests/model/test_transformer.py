@@ -54,9 +54,11 @@ def test_operations_at_113_frames_480x832(full_cfg):
         assert flops.counted(cfg, (5, 8, 12)) == flops.closed_form(cfg, (5, 8, 12)).total
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", AUDIO_VARIANTS)
 def test_untrained_audio_leaves_the_base_model_bit_for_bit(tiny_model, tiny_cfg, inputs, variant, dtype):
+    """Adding zeros changes no bit, and text and image are computed on the same shapes (docs/paper-to-code.md)."""
     base = tiny_model("base").to(dtype)
     model = EchoMimicTransformer(tiny_cfg(variant)).to(dtype)
     load_into(model, base.state_dict())
@@ -86,6 +88,7 @@ def test_untrained_audio_learns_from_the_first_step(tiny_model, tiny_cfg, inputs
     assert moved.k_audio.weight.grad.abs().max() > 0
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", ["base", *AUDIO_VARIANTS])
 def test_samples_do_not_see_each_other(tiny_model, inputs, variant):
     model = tiny_model(variant)
@@ -99,6 +102,7 @@ def test_samples_do_not_see_each_other(tiny_model, inputs, variant):
         torch.testing.assert_close(model(**alone), both[i : i + 1], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("variant", AUDIO_VARIANTS)
 def test_audio_acts_on_its_own_frames_within_the_face(tiny_model, inputs, variant):
     model = tiny_model(variant)
@@ -112,13 +116,15 @@ def test_audio_acts_on_its_own_frames_within_the_face(tiny_model, inputs, varian
     mask[:, :, 0] = 0
     a = block(first.tokens, first.given._replace(face_mask=mask))
     b = block(first.tokens, first.given._replace(audio=changed, face_mask=mask))
+    # Equal shapes: a token that the changed sound does not reach is computed as before, to the last bit.
     differs = (a != b).any(-1).view(2, frames, tokens).any(0)
     assert differs.tolist() == [[False] * 6, [False] + [True] * 5, [False] * 6]
-    nothing = model(**given, face_mask=torch.zeros(2, tokens))
+    nothing = model(**given, face_mask=torch.zeros(2, tokens))  # the audio expert gives exact zeros
     assert torch.equal(nothing, model(**(given | {"audio": None})))
     assert torch.equal(nothing, model(**given, audio_scale=0.0))
 
 
+@pytest.mark.numeric
 def test_weights_scale_each_expert(tiny_model, inputs, phda_cfg):
     model = tiny_model("whisper")
     given = inputs(model.cfg)
@@ -135,6 +141,7 @@ def test_weights_scale_each_expert(tiny_model, inputs, phda_cfg):
     torch.testing.assert_close(block(state.tokens, conditions._replace(weights=w)), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.numeric
 def test_whisper_ignores_padding_rows_and_row_zero_may_be_anywhere(tiny_model, inputs):
     model = tiny_model("whisper")
     given = inputs(model.cfg)
@@ -149,6 +156,7 @@ def test_whisper_ignores_padding_rows_and_row_zero_may_be_anywhere(tiny_model, i
     torch.testing.assert_close(nothing, model(**(given | {"audio": None})), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.numeric
 def test_masked_attention_equals_attention_over_what_is_present():
     q, k, v = (torch.randn(2, n, 3, 8) for n in (5, 7, 7))
     valid = torch.arange(7).expand(2, -1) < 4
@@ -157,17 +165,19 @@ def test_masked_attention_equals_attention_over_what_is_present():
     torch.testing.assert_close(out, plain.transpose(1, 2))
 
 
+@pytest.mark.numeric
 def test_preview_accepts_a_feature_too_few_or_too_many(tiny_model, inputs):
     model = tiny_model("preview")
     given = inputs(model.cfg)
     extra = torch.cat([given["audio"], torch.ones(2, 2, 32)], dim=1)
-    assert torch.equal(model(**(given | {"audio": extra})), model(**given))
+    assert torch.equal(model(**(given | {"audio": extra})), model(**given))  # cut off before anything is computed
     assert torch.isfinite(model(**(given | {"audio": given["audio"][:, :-1]}))).all()
 
 
+@pytest.mark.numeric
 def test_riflex_changes_time_only(tiny_model, inputs):
     model = tiny_model("base")
-    given = inputs(model.cfg, latent=(1, 4, 6))
+    given = inputs(model.cfg, latent=(1, 4, 6))  # frame 0 is turned by an angle of 0, whatever the frequency
     assert torch.equal(model(**given, riflex=Riflex(length=9, k=1)), model(**given))
     given = inputs(model.cfg)
     assert not torch.equal(model(**given, riflex=Riflex(length=9, k=1)), model(**given))

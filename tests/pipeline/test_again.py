@@ -59,7 +59,7 @@ def test_the_rows_are_those_of_a_whole_analysis_and_nothing_else_ran(video: str,
     watch = Stopwatch()
     old, loaded = analysed(video, before), timed(backends.load(now), watch)
     rows = stored(again.analyse_again(video, now, backends=loaded, run=run, before=old))
-    assert rows[1] and rows == analysed(video, now)
+    assert rows[1] and rows == analysed(video, now)  # to the last bit: the operators see the same pictures and sound
     assert watch.seconds.keys() <= expected, "no operator ran that was not asked for"
 
 

@@ -21,9 +21,13 @@ def rows(out: Path, name: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["source_uri"], row.get("start_frame", 0)))
 
 
-def test_inline_equals_ray_on_whole_cpus_and_on_shares_of_a_gpu(tmp_path: Path) -> None:
+def test_inline_equals_ray_on_whole_cpus_and_on_shares_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit: the workers are of this machine, and the operators see the same pictures and sound."""
     import ray
 
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")  # Ray claims no GPU that is hidden
     config = schema.load("tiny", ["sync.required=false", "execution.curate.gpus=0.5", "execution.curate.memory_mb=900"])
     videos = tmp_path / "videos"
     puppets.make(videos, 4, 11, config.curation.puppets, False)
