@@ -13,6 +13,7 @@ import math
 import os
 import re
 import resource
+import secrets
 import shutil
 import socket
 import sys
@@ -95,6 +96,8 @@ def session(
         return
     if address:
         check_address(address)
+    else:
+        _give_token()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     folder = None
     try:
@@ -125,6 +128,13 @@ def session(
         ray.shutdown()
         if folder:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _give_token() -> None:
+    """Give Ray a token for this process where it cannot keep one in ~/.ray, as in a container without a home folder."""
+    home = Path(os.environ.get("HOME") or "/")
+    if not os.access(home, os.W_OK) and not (home / ".ray" / "auth_token").exists():
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def check_address(address: str) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,19 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
     assert "time budget of 1.5 s" in causes["n90"]
     assert "memory" in causes["n120"]
     assert "no such luck" in causes["n150"]
+
+
+def test_ray_starts_where_no_home_folder_can_be_written() -> None:
+    """As in a container under a number for a user. In a process of its own: Ray remembers its token for good."""
+    code = (
+        "import ray; from pipeline.cluster import session; from pipeline.config import WorkerShare\n"
+        "with session(None, WorkerShare(1, 1, 0, 400, 1500), 80):\n"
+        " print(ray.get(ray.remote(lambda: 'answered').remote()))\n"
+    )
+    command = [sys.executable, "-c", code]
+    env = os.environ | {"HOME": "/proc/no-home"}
+    done = subprocess.run(command, env=env, cwd=Path(_HERE).parents[1], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "answered", done.stderr[-2000:]
 
 
 def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_path: Path) -> None:

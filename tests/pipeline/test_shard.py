@@ -441,7 +441,7 @@ def test_refusals(world: Path, tmp_path: Path) -> None:
         shard(str(world / "catalog"), str(world / "dataset"), other, inline=True)
 
 
-def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everyone_can_read_it(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain tarfile, webdataset in secure mode, `datasets`, and our loader."""
     dataset = world / "dataset"
     table = pq.read_table(dataset / INDEX_FILE)
@@ -460,7 +460,10 @@ def test_everyone_can_read_it(world: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     import datasets
 
-    loaded = datasets.load_dataset("webdataset", data_files=[str(t) for t in tars], split="train", streaming=True)
+    files = [str(t) for t in tars]
+    loaded = datasets.load_dataset(  # its cache would go to the home folder, which need not be writable
+        "webdataset", data_files=files, split="train", streaming=True, cache_dir=str(tmp_path)
+    )
     loaded = loaded.select_columns(["__key__", "json", "txt"])
     assert {row["__key__"] for row in loaded} == ids
 
