@@ -84,20 +84,20 @@ def translate(
         if not sep:  # `strict.override` says what is wrong with it
             result.append(assignment)
             continue
-        key = key.strip()
+        key, dropped = key.strip(), False
         for row in ROWS if rows is None else rows:
             if key != row.old and not key.startswith(row.old + "."):
                 continue
             if isinstance(row, Removed):
                 if value.strip() not in ("", "null", "~"):
                     raise ConfigError(_refusal(row))
-                key = ""
+                dropped = True
                 break
             new = row.new + key.removeprefix(row.old)
             if note is not None:
                 note(f"'{key}' is called '{new}' now.")
             key = new
-        if key:
+        if not dropped:
             result.append(f"{key}={value}")
     return result
 

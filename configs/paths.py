@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from configs import weights
+from configs import strict, weights
 
 T = TypeVar("T")
 
@@ -43,14 +43,28 @@ def absolute(path: str | os.PathLike[str]) -> str:
 def absolute_files(config: T) -> T:
     """A copy of a configuration whose :data:`FilePath` and :data:`ModelName` values are absolute paths.
 
-    For workers only: digests are made of the configuration as it was given.
+    Null where a pretrained file lies at its default place becomes that place. For workers only, whose folder and
+    environment may be others: digests are made of the configuration as it was given.
     """
+    return _absolute_values(_with_default_places(config))
+
+
+def _with_default_places(config: T) -> T:
+    for need in weights.needs(strict.to_dict(config)):
+        section, _, name = need.key.partition(".")
+        part = getattr(config, section)
+        if need.configured and getattr(part, name) is None:
+            config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: need.configured})})  # type: ignore[type-var]
+    return config
+
+
+def _absolute_values(config: T) -> T:
     changes: dict[str, Any] = {}
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            changes[field.name] = absolute_files(value)
+            changes[field.name] = _absolute_values(value)
         elif isinstance(value, str) and (kind := _kind(hints[field.name])):
             changes[field.name] = _absolute_file(value, kind)
     return dataclasses.replace(config, **changes)  # type: ignore[type-var]

@@ -76,13 +76,13 @@ def override(config: Config, overrides: list[str], note: Callable[[str], None] |
     """``config`` with ``key=value`` overrides applied; see :func:`load`."""
     if not overrides:
         return config
-    current = aliases.translate(overrides, note, _renamed())
+    current = aliases.translate(overrides, note)
     return from_mapping(strict.override(to_mapping(config), current, tables()))
 
 
 def named(overrides: list[str]) -> set[str]:
     """Dotted names of the keys that ``key=value`` overrides set, by their names of today."""
-    return {item.partition("=")[0].strip() for item in aliases.translate(overrides, rows=_renamed())}
+    return {item.partition("=")[0].strip() for item in aliases.translate(overrides)}
 
 
 def read_preset(preset: str) -> dict[str, Any]:
@@ -195,15 +195,9 @@ def known_keys() -> tuple[str, ...]:
     return ("preset", "seed", *(name for cls in _GROUPS.values() for name in strict.known_keys(cls)))
 
 
-@cache
-def _renamed() -> tuple[aliases.Row, ...]:
-    """The rows of the table of aliases whose old name is no key (any more)."""
-    return tuple(row for row in aliases.ROWS if row.old not in known_keys())
-
-
 def modernised(data: Mapping[str, Any]) -> dict[str, Any]:
     """A flat mapping, whole or in part, with the names of today (:mod:`configs.aliases`)."""
-    return aliases.modernise(data, _renamed())
+    return aliases.modernise(data)
 
 
 def from_mapping(data: Mapping[str, Any]) -> Config:

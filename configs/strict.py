@@ -191,8 +191,11 @@ def _hint(path: str, known: list[str]) -> str:
 
 
 def _suggestions(path: str, known: list[str]) -> list[str]:
-    """At most three keys. ``sync_min_conf`` and ``sync.min_conf`` find ``decide.sync_min_conf``: parts of a name may
-    have been taken for a section, or left out. Items of a list are all alike: the first stands for them."""
+    """At most three keys that a person may have meant.
+
+    ``sync_min_conf`` finds ``decide.sync_min_conf``, as does the same name with a dot after its first word: a part of a
+    name may have been taken for a section, or a section left out. Of a list, the first item stands for all.
+    """
     item = re.search(r"\.\d+\.", path)
     asked = re.sub(r"\.\d+(?=\.)", ".0", path)
     last, joined = asked.rpartition(".")[2], asked.replace(".", "_")

@@ -1,7 +1,7 @@
 """The first code of this program that runs in a Ray worker: makes the worker import the right packages.
 
 Ray puts the driver's working directory before everything else on the module path of every worker, so a folder that
-holds ``model.py`` or ``configs/`` would replace ours. The actor below is therefore pickled by value (`cluster`), uses
+holds a module or a package of one of our names would replace ours. The actor below is therefore pickled by value (`cluster`), uses
 the standard library alone, and imports the rest of the program only when it has said where that is.
 """
 

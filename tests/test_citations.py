@@ -257,7 +257,7 @@ def keys(text: str) -> Iterator[str]:
     """``--set KEY=…``, and ``section.key`` in any sentence; a string that is nothing else is data and not looked at."""
     named = re.findall(r"--set ['\"]?([a-z_][\w.]*)=", text)
     if " " in text:
-        key = rf"(?<![\w./-])((?:{'|'.join(configuration())})(?:\.[a-z_][a-z_0-9]+)+)(?![\w(/])"
+        key = rf"(?<![\w./-])((?:{'|'.join(configuration())})(?:\.[a-z_][a-z_0-9]+)+)(?![\w(/*])"
         named += re.findall(key, text)
     of_users = re.compile(r"\.(json|jsonl|csv|lst|tar|txt|jpg|mp4|flac|yaml|html|jinja|py|md|parquet|safetensors)$")
     yield from (name for name in named if name != "key" and not of_users.search(name) and not is_key(name))

@@ -39,6 +39,7 @@ INSTALLED_APART = {"openvino", "syncnet-python"}
 """Left out of the requirements; requirements-no-deps.txt says why."""
 NOT_IMPORTED = {
     "s3fs": "fsspec opens s3:// with it",
+    "scenedetect": "curation/shots.py imports it by name, without its probe for ffmpeg",
     "sentencepiece": "transformers reads tokenizers with it",
     "silero-vad": "its model file is read from its folder",
     "torchvision": "image processors of transformers and open_clip",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 from configs import aliases, schema, strict
 from configs.aliases import Removed, Renamed
 from configs.errors import ConfigError
-from curation.config import SyncConfig
 from pipeline import shards_edit
 from train import checkpoint
 
@@ -25,18 +22,12 @@ TABLE = (
     Renamed("loader.batch", "loader.global_batch"),
     Removed("decide.colour", "delete it"),
 )
-measuring_only = pytest.mark.skipif(
-    "conf_min" in {field.name for field in dataclasses.fields(SyncConfig)}, reason="sync.conf_min is still a key"
-)
 
 
 @pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """:data:`TABLE` in place of the real one."""
-    schema._renamed.cache_clear()
     monkeypatch.setattr(aliases, "ROWS", TABLE)
-    yield
-    schema._renamed.cache_clear()
 
 
 def test_the_thresholds_of_the_sync_operator_became_those_of_the_decision() -> None:
@@ -126,12 +117,10 @@ def test_new_names_exist() -> None:
         assert last.get(new, new) in schema.known_keys()
 
 
-@measuring_only
 def test_old_names_are_no_keys() -> None:
     assert not {row.old for row in aliases.ROWS} & set(schema.known_keys())
 
 
-@measuring_only
 def test_configurations_of_the_first_version_are_read(tmp_path: Path) -> None:
     saved = schema.to_mapping(schema.load("tiny"))
     assert schema.from_mapping(saved | {"sync": saved["sync"] | OLD}) == schema.load("tiny")

@@ -137,7 +137,7 @@ def test_half_renamed_tables_are_not_read(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(relocate, "_rename_tables", killed)
     with pytest.raises(KeyboardInterrupt):
         relocate.relocate("../catalog", "../old", "../new")
-    with pytest.raises(EchoForgeError, match=r"relocate \.\./catalog \.\./old \.\./new` was interrupted; run it again"):
+    with pytest.raises(EchoForgeError, match=r"run `catalog relocate \.\./catalog \.\./old \.\./new` again"):
         catalog.status("../catalog")
 
 

@@ -98,7 +98,8 @@ def _operators(catalog: Path) -> set[str]:
     return set(json.loads((catalog / "run.json").read_text())["seconds"])
 
 
-SYNC = {"sync_backend", "sync_c", "sync_d", "av_offset_frames", "offset_samples", "residual_offset", "active_by",
+SYNC = {"sync_backend", "sync_c", "sync_d", "av_offset_frames", "offset_samples", "residual_offset", "residual_frames",
+        "active_by",
         "active_track", "verdict", "reasons", "tier", "tracks"}  # fmt: skip
 """Columns that a sync score may change."""
 
