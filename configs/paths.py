@@ -50,12 +50,13 @@ def absolute_files(config: T) -> T:
 
 
 def _with_default_places(config: T) -> T:
-    for need in weights.needs(strict.to_dict(config)):
+    parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    parts = {name: _with_default_places(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
+    for need in weights.needs({name: strict.to_dict(part) for name, part in parts.items()}):
         section, _, name = need.key.partition(".")
-        part = getattr(config, section)
-        if need.configured and getattr(part, name) is None:
-            config = dataclasses.replace(config, **{section: dataclasses.replace(part, **{name: need.configured})})  # type: ignore[type-var]
-    return config
+        if need.configured and getattr(parts[section], name) is None:
+            parts[section] = dataclasses.replace(parts[section], **{name: need.configured})
+    return dataclasses.replace(config, **parts)  # type: ignore[type-var]
 
 
 def _absolute_values(config: T) -> T:

@@ -126,7 +126,7 @@ def _index(node: Any, part: str, dotted: str, data: dict[str, Any]) -> Any:
 
 
 def dotted_names(data: Any, where: str = "") -> Iterator[str]:
-    """Dotted names of everything in nested mappings, sections included; items of lists of mappings by number."""
+    """Dotted names of everything in nested mappings and of the mappings themselves; items of lists of mappings by number."""
     if isinstance(data, Mapping):
         items: Iterable[tuple[Any, Any]] = data.items()
     elif isinstance(data, list) and all(isinstance(item, Mapping) for item in data):

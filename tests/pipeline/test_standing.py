@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 from hypothesis import given, settings
@@ -61,10 +60,10 @@ def parse(arguments: list[str]) -> None:
     """Let the command line's own parser read it.
 
     Raises:
-        click.UsageError: it cannot.
+        UsageError (click): it cannot.
     """
     command: Any = typer.main.get_command(cli.app)
-    context = click.Context(command, info_name="echoforge")
+    context = typer.Context(command, info_name="echoforge")
     while hasattr(command, "commands"):
         _, command, arguments = command.resolve_command(context, arguments)
     command.make_context(command.name, list(arguments), parent=context)
