@@ -105,11 +105,18 @@ def choose(row: Mapping[str, Any], cfg: BucketsConfig) -> tuple[tuple[int, int],
     kept = max(w * h for _, w, h in usable)
     # among those that keep (almost) the most of the picture, the largest
     best = [fit for fit in usable if fit[1] * fit[2] >= 0.98 * kept]
-    size, w, h = max(best, key=lambda fit: (fit[0][0] * fit[0][1], fit[1] * fit[2]))
+    size, _, _ = max(best, key=lambda fit: (fit[0][0] * fit[0][1], fit[1] * fit[2]))
+    return size, crop_for(row, size)
+
+
+def crop_for(row: Mapping[str, Any], size: tuple[int, int]) -> Rect:
+    """The crop of a clip for a bucket size (width, height): the largest of its shape in the usable region, on the face."""
+    region = usable_region(row)
+    w, h = _largest(region, size)
     cx, cy = face_centre(row) or (region.x + region.w / 2, region.y + region.h / 2)
     x = min(max(round(cx - w / 2), region.x), region.x + region.w - w)
     y = min(max(round(cy - h / 2), region.y), region.y + region.h - h)
-    return size, Rect(x, y, w, h)
+    return Rect(x, y, w, h)
 
 
 def _largest(region: Rect, size: tuple[int, int]) -> tuple[int, int]:

@@ -21,13 +21,15 @@ from pipeline import store
 
 CHANGED = "changed since it was curated; run `curate` again"
 GONE = "is not there; bring it back, or say where it is with `catalog relocate`, and run again"
-CAUSES = (CHANGED, GONE)
+UNREACHABLE = "could not be looked at"
+CAUSES = (CHANGED, GONE, UNREACHABLE)
+"""How the causes begin with which a source is left out; all of them can pass, so its samples are planned again."""
 COLUMNS = ("source_bytes", "source_tag")
 """What :func:`attach` adds to clips and a planned sample carries; null where the catalog does not know."""
 
 
 class WrongSource(EchoForgeError):
-    """The file that the catalog describes is not there. The sentence is one of :data:`CAUSES`."""
+    """The file that the catalog describes cannot be had. The sentence begins with one of :data:`CAUSES`."""
 
 
 def attach(clips: pa.Table, videos: pa.Table) -> pa.Table:
@@ -53,20 +55,25 @@ def check(row: Mapping[str, Any]) -> None:
         row: ``source_uri``, ``video_id`` and where known :data:`COLUMNS`.
 
     Raises:
-        WrongSource: the file has other content, or is gone.
-        StoreError: the store does not answer.
+        WrongSource: the file has other content, is gone, or its place does not answer.
     """
-    uri, size, tag = row["source_uri"], row.get("source_bytes"), row.get("source_tag")
     try:
-        there = store.entry(uri)
-        if size is not None and there.size and there.size != size:  # 0: a server that does not say
-            raise WrongSource(CHANGED)
-        if size is not None and there.size == size and tag and there.tag == tag:
-            return
-        if _content(uri, there.size, there.tag) != row["video_id"]:
-            raise WrongSource(CHANGED)
-    except FileNotFoundError as error:
+        same = _same(row["source_uri"], row.get("source_bytes"), row.get("source_tag"), row["video_id"])
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise WrongSource(GONE) from error
+    except (store.StoreError, OSError) as error:
+        raise WrongSource(f"{UNREACHABLE} ({str(error).rstrip('.')}); run again") from error
+    if not same:
+        raise WrongSource(CHANGED)
+
+
+def _same(uri: str, size: int | None, tag: str | None, video: str) -> bool:
+    there = store.entry(uri)
+    if size is not None and there.size and there.size != size:  # 0: a server that does not say
+        return False
+    if size is not None and there.size == size and tag and there.tag == tag:
+        return True
+    return _content(uri, there.size, there.tag) == video
 
 
 def intact(row: Mapping[str, Any]) -> bool:
@@ -78,7 +85,7 @@ def intact(row: Mapping[str, Any]) -> bool:
     return True
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 17)  # videos of a worker; samples come in any order
 def _content(uri: str, size: int, tag: str) -> str:
     """The `video_id` of what lies at ``uri`` now; a file of another size or tag is hashed again."""
     with store.local_copy(uri) as path:

@@ -172,9 +172,8 @@ def shard(
         aside = [failure for unit, failure in ledger.quarantined().items() if unit in wanted]
         raise EchoForgeError(_nothing_encoded(catalog_dir, failed, aside)) from error
     held = videos if limit is None else planned
-    compared = superseded.compare(
-        plans.values(), planned, clips, set(held["video_id"].drop_null().to_pylist()), cfg.buckets
-    )
+    answered = set(held["video_id"].drop_null().to_pylist())
+    compared = superseded.compare(plans.values(), planned, clips, answered)
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
     table = join_fields(out, table)
     causes = _causes(failed, videos, set(table["sample_id"].to_pylist()))
@@ -201,7 +200,9 @@ def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeCo
 def _left_out(ledger: Ledger) -> Counter[str]:
     """How often each sample was left out because its source was not the one that was curated, by sample id."""
     parts = ledger.read("failed", columns=["sample_id", "cause"])
-    return Counter(row["sample_id"] for part in parts for row in part.to_pylist() if row["cause"] in identity.CAUSES)
+    return Counter(
+        row["sample_id"] for part in parts for row in part.to_pylist() if row["cause"].startswith(identity.CAUSES)
+    )
 
 
 def _causes(failed: list[dict[str, Any]], videos: pa.Table, encoded: set[str]) -> list[str]:
@@ -287,7 +288,15 @@ def extend_plans(
             f"areas {list(cfg.buckets.areas)}; change buckets.lengths or buckets.areas."
         )
     lost = {sample for sample, times in left_out.items() if times == known[sample]}
-    back = {s["sample_id"] for s in samples if s["sample_id"] in lost and identity.intact(s)}
+    there: dict[tuple[str, str], bool] = {}  # one look per source, not per sample
+
+    def is_back(sample: dict[str, Any]) -> bool:
+        source = sample["source_uri"], sample["video_id"]
+        if source not in there:
+            there[source] = identity.intact(sample)
+        return there[source]
+
+    back = {s["sample_id"] for s in samples if s["sample_id"] in lost and is_back(s)}
     new = [s for s in samples if s["sample_id"] not in known or s["sample_id"] in back]
     if new:
         taken = _taken(plans)
@@ -335,14 +344,13 @@ def _nothing_encoded(catalog_dir: str, failed: list[dict[str, Any]], aside: list
     causes |= dict.fromkeys(f"{failure.key}: {failure.cause.rstrip('.')}" for failure in aside)
     shown = "; ".join(list(causes)[:3]) or "no cause is recorded"
     more = f" (and {len(causes) - 3} more)" if len(causes) > 3 else ""
-    gone = [row["source_uri"] for row in failed if not store.exists(row["source_uri"])]
-    remedy = (
-        f"if the videos moved, `catalog relocate {catalog_dir} OLD NEW` names their folders"
-        if gone
-        else "mend these and run again"
-        if failed
-        else "mend these and give another --out"
-    )
+    told = [row["cause"] for row in failed]
+    if identity.GONE in told:
+        remedy = f"if the videos moved, `catalog relocate {catalog_dir} OLD NEW` names their folders"
+    elif not aside and all(cause.startswith(identity.CAUSES) for cause in told):
+        remedy = "mend these and run again"
+    else:
+        remedy = "mend these and give another --out"
     return f"no sample could be encoded: {shown}{more}; {remedy}."
 
 

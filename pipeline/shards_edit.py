@@ -53,7 +53,10 @@ class FieldWorker:
                 samples = [self._readable(s, payload["mp4"].get(s["sample_id"]), Path(folder)) for s in samples]
             written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
         if failed:
-            raise EchoForgeError(f"{failed[0]['source_uri']}: {failed[0]['cause']}")
+            cause = failed[0]["cause"]
+            if cause == identity.GONE:  # the names are those of the dataset's plans: no catalog is asked
+                cause = "is not where it was when it was encoded; make it readable there (a link will do)"
+            raise EchoForgeError(f"{failed[0]['source_uri']}: {cause}")
         side = f"{payload['tar'].removesuffix('.tar')}.{self.field}.tar"
         only = [ShardSample(s.sample_id, {self.field: s.tensors[self.field]}) for s in written]
         with store.writing(store.join(self.dataset, side)) as path:

@@ -295,6 +295,44 @@ def test_a_sample_made_otherwise_today_is_superseded_and_training_sees_one_versi
     assert {back[sample] for sample in set(after) - set(before)} == {old}
 
 
+def test_other_sizes_and_videos_without_clips_supersede_nothing(world: Path, tmp_path: Path) -> None:
+    out, keep = tmp_path / "d", ("keep", None)
+    two = make_catalog(world, 2, "two")
+    small = schema.load("tiny", ["shards.target_mb=1", "buckets.areas=[4096]"])
+    shard(str(two), str(out), small, inline=True)
+    before = marks(out)
+    shard(str(two), str(out), schema.load("tiny", ["shards.target_mb=1", "buckets.areas=[4096, 9216]"]), inline=True)
+    assert len(marks(out)) > len(before) and set(marks(out).values()) == {keep}, "another size is another bucket"
+    part = two / "clips" / "part-0.parquet"
+    pq.write_table(pq.read_table(part).slice(1), part)  # as when the analysis of a video ends in an error now
+    shard(str(two), str(out), small, inline=True)
+    assert set(marks(out).values()) == {keep}
+
+
+def test_a_store_that_fails_for_a_moment_loses_no_sample(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, out, entry = make_catalog(world, 2, "moment"), tmp_path / "d", store.entry
+
+    def broken(uri: str) -> store.Entry:
+        if uri.endswith(".mp4") and uri in lost:
+            raise store.StoreError(f"'{uri}' does not answer.")
+        return entry(uri)
+
+    sources = pq.read_table(two / "clips" / "part-0.parquet")["source_uri"].to_pylist()
+    for lost in ([sources[0]], sources):
+        monkeypatch.setattr(store, "entry", broken)
+        if lost == sources:
+            with pytest.raises(EchoForgeError, match=r"does not answer.*mend these and run again"):
+                shard(str(two), str(tmp_path / "e"), CONFIG, inline=True)
+        else:
+            assert "does not answer" in str(shard(str(two), str(out), CONFIG, inline=True))
+    monkeypatch.undo()
+    for place in (out, tmp_path / "e"):
+        shard(str(two), str(place), CONFIG, inline=True)
+        assert len(marks(place)) == 2
+
+
 def test_an_index_of_an_earlier_version_is_read_and_one_without_scores_is_not(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "dataset", tmp_path / "d")
     index = pq.read_table(tmp_path / "d" / INDEX_FILE)
