@@ -156,10 +156,15 @@ def _ray(ctx: typer.Context, address: str | None) -> str | None:
     return chosen
 
 
+def _say(text: str) -> None:
+    """Print a line as it is: names of files may hold what the console would take for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    table = Table(*columns, title=title, title_justify="left", header_style="bold")
+    table = Table(*columns, title=escape(title), title_justify="left", header_style="bold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row))
     console.print(table)
 
 
@@ -406,7 +411,7 @@ def catalog_report(
     from pipeline import catalog as ops
 
     target = None if out is None else str(out)
-    console.print(f"report: {ops.report(catalog, target, _config_of(catalog, ctx, preset, set_).curation)}")
+    _say(f"report: {ops.report(catalog, target, _config_of(catalog, ctx, preset, set_).curation)}")
 
 
 # ------------------------------------------------------------------------------------------------- shards
@@ -463,7 +468,7 @@ def shards_add(
 
     config, watcher = _config(ctx, preset, set_), Progress(field, "tars")
     count = add(dataset, field, config, inline=inline, ray_address=_ray(ctx, ray_address), watcher=watcher)
-    console.print(f"{dataset}: {field} added to {count} samples.")
+    _say(f"{dataset}: {field} added to {count} samples.")
 
 
 @shards_app.command("merge", cls=LongCommand)
@@ -473,7 +478,7 @@ def shards_merge(
     """Join datasets without encoding anything again."""
     from pipeline.shards_edit import merge
 
-    console.print(f"{out}: {merge(datasets, out)} samples.")
+    _say(f"{out}: {merge(datasets, out)} samples.")
 
 
 @shards_app.command("split", cls=LongCommand)
@@ -488,7 +493,7 @@ def shards_split(
     """Copy some splits or buckets into a dataset of their own."""
     from pipeline.shards_edit import split as run
 
-    console.print(f"{out}: {run(dataset, out, splits=split or [], buckets=bucket or [])} samples.")
+    _say(f"{out}: {run(dataset, out, splits=split or [], buckets=bucket or [])} samples.")
 
 
 # ----------------------------------------------------------------------------------------------- negatives
@@ -536,7 +541,7 @@ def negatives_gather(
     )
 
 
-@negatives_app.command("review")
+@negatives_app.command("review", cls=LongCommand)
 def negatives_review(
     run: Path, stage: Stage = None, port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8700
 ) -> None:
@@ -554,10 +559,10 @@ def negatives_review(
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        console.print(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}")
+        _say(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}")
 
 
-@negatives_app.command("stats")
+@negatives_app.command("stats", cls=LongCommand)
 def negatives_stats(run: Path, stage: Stage = None) -> None:
     """Per issue: how many were flagged, how many people called negative."""
     from curation.review import tables
@@ -571,17 +576,17 @@ def negatives_stats(run: Path, stage: Stage = None) -> None:
     )
 
 
-@negatives_app.command("export")
+@negatives_app.command("export", cls=LongCommand)
 def negatives_export(
     run: Path, out: Annotated[Path, typer.Option("--out", "-o", help="The CSV.")], stage: Stage = None
 ) -> None:
     """Write a CSV for a spreadsheet: fill verdict, issue and reviewer, then `negatives import` it."""
     from curation.review import tables
 
-    console.print(f"{out}: {tables.to_csv(_negatives_folder(run, stage), out)} samples.")
+    _say(f"{out}: {tables.to_csv(_negatives_folder(run, stage), out)} samples.")
 
 
-@negatives_app.command("import")
+@negatives_app.command("import", cls=LongCommand)
 def negatives_import(
     run: Path,
     csv: Path,
@@ -596,7 +601,7 @@ def negatives_import(
     console.print(f"{tables.from_csv(_negatives_folder(run, stage), csv, reviewer)} reviews added.")
 
 
-@negatives_app.command("merge")
+@negatives_app.command("merge", cls=LongCommand)
 def negatives_merge(
     run: Path,
     other: Annotated[list[Path], typer.Argument(help="Negatives folders of other copies of this run.")],
@@ -634,7 +639,7 @@ def sync_fit(
             progress=lambda step, steps, loss: status.update(f"fitting: step {step} of {steps}, loss {loss:.3f}"),
         )  # fmt: skip
     for line in left_out:
-        console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"left out: {line}")
     _print_table(str(out), ["card", ""], [[name, value] for name, value in report.card.items()])
 
 
@@ -819,7 +824,8 @@ def main() -> None:
     try:
         app()
     except EchoForgeError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        message = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
 
 

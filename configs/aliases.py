@@ -33,7 +33,7 @@ class Removed:
 Row = Renamed | Removed
 
 ROWS: tuple[Row, ...] = (
-    # The operator only measures; `decide` alone judges (house A).
+    # The operator only measures; `decide` alone judges.
     Renamed("sync.conf_min", "decide.sync_min_conf"),
     Renamed("sync.max_offset", "decide.sync_max_offset"),
     Renamed("sync.max_residual", "decide.sync_max_residual"),

@@ -175,6 +175,8 @@ def _join(where: str, name: str) -> str:
 
 _LIKE = 0.75
 """Least similarity (difflib's ratio) of a suggestion; 0.6 is its default and suggests words of another meaning."""
+_SLIP = 0.85
+"""Least similarity of one word with a slip in it: of four letters one left out gives 0.857."""
 
 
 def _hint(path: str, known: list[str]) -> str:
@@ -201,6 +203,9 @@ def _suggestions(path: str, known: list[str]) -> list[str]:
     last, joined = asked.rpartition(".")[2], asked.replace(".", "_")
     ends = {key: key.rpartition(".")[2] for key in known if not re.search(r"\.[1-9]\d*(\.|$)", key)}
     near = [key for key in ends if ends[key] in (last, joined) or key.endswith("." + asked)]
+    section = asked.partition(".")[0]
+    if slips := [k for k in ends if k.partition(".")[0] == section and _like(last, ends[k]) >= _SLIP]:
+        near = slips  # a letter wrong in the right section is likelier than a right name in a wrong one
     if not near:
         scores = {key: max(_like(asked, key), _like(last, ends[key]), _like(joined, ends[key])) for key in ends}
         best = max(scores.values(), default=0.0)

@@ -384,9 +384,9 @@ def locate(key: str, configured: str | None, *kind: Any) -> Path:
         return path
     known = next((need.known for need in _needed(key, configured) if need.known), None)
     if known:
-        remedy = f"get it with `python cli.py weights fetch {known.name}`, or set {key} to the path of yours"
+        remedy = f"get it with `weights fetch {known.name}`, or set {key} to the path of yours"
     elif name:
-        place = f"set {key}=weights:{_BY_NAME[name].path} and get it with `python cli.py weights fetch {name}`"
+        place = f"set {key}=weights:{_BY_NAME[name].path} and get it with `weights fetch {name}`"
         remedy = f"correct the path, or {place}"
     else:
         remedy = f"correct the path in {key}"
@@ -405,7 +405,7 @@ def require(mapping: Mapping[str, Any]) -> None:
         places = ", ".join(need.known.path for need in lacking if need.known)
         raise MissingWeights(
             f"{len(lacking)} files are not in {folder().absolute()}: {places}; get them with "
-            f"`python cli.py weights fetch {' '.join(known)}`, or point their keys at yours (`weights list` names them)."
+            f"`weights fetch {' '.join(known)}`, or point their keys at yours (`weights list` names them)."
         )
     for need in lacking:
         key = KEYS[need.key]
@@ -534,7 +534,7 @@ def fetch_all(files: Iterable[WeightFile], begin: Callable[[WeightFile], Callabl
         reason = _reason(cause) if cause else str(failed[0][1]).rstrip(".")
         raise EchoForgeError(
             f"{len(failed)} files could not be fetched: {names} (the first: {reason}); run the same command again to go "
-            "on, or get them elsewhere: `python cli.py weights list --urls` gives their addresses and places."
+            "on, or get them elsewhere: `weights list --urls` gives their addresses and places."
         )
     return came
 

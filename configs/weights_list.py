@@ -60,7 +60,7 @@ def urls(needs: Sequence[Need]) -> str:
 def checked(need: Need, state: str) -> str:
     """One line of `weights check`, with the command that mends what is wrong."""
     name = need.known.name if need.known else need.key
-    remedy = f"python cli.py weights fetch {name}" if need.known else f"set {need.key} to the path of yours"
+    remedy = f"weights fetch {name}" if need.known else f"set {need.key} to the path of yours"
     return f"{name:<{_NAME}}{state:<16}{remedy}" if is_bad(state) else f"{name:<{_NAME}}{state}"
 
 

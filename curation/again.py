@@ -3,7 +3,9 @@
 What an operator's result depends on is written here once. A changed operator that only measures clips (text, quality,
 sound …) needs the clips and the face tracks, and both are in the rows: one decoding pass with that operator alone, no
 shots, no faces. Sync scores need the face of every frame, which rows do not hold: for them shots and faces are found
-again, and nothing else runs. Where clips themselves may change (`video`, `shots`, `clips`), everything depends on it.
+again, and no other score is computed. Where clips themselves may change (`video`, `shots`, `clips`), everything depends
+on it. A caption that the template wrote says what was measured, so it is written again from every new row; that costs
+nothing, and is therefore no dependence of `captions`, which may be a large model.
 """
 
 from __future__ import annotations
@@ -31,9 +33,8 @@ Rows = tuple[Row, list[Row]]
 WHOLE = frozenset({"video", "shots", "clips"})
 """A change of these can move clips, so every operator depends on them."""
 DEPENDENTS: dict[str, tuple[str, ...]] = {
-    "faces": ("sync", "text", "detail", "captions"),  # crops; text and sharpness are weighed by the face's place
-    "sync": ("captions",),  # which face speaks
-    "sound": ("captions",),  # the template says whether someone talks
+    # crops; text and sharpness are weighed by the face's place; a model is asked only about clips with a face
+    "faces": ("sync", "text", "detail", "captions"),
 }
 """Operator → those that use its result. Operators not named here are used by none."""
 _FORGET = 250  # frames between two times that operators are told what is not needed any more
@@ -86,6 +87,8 @@ def analyse_again(
     video, clips = before[0], [{name: clip.get(name) for name in CLIPS.names} for clip in before[1]]
     if video.get("error_stage"):
         return whole()
+    if "faces" not in run and backends.sync is None and all(clip["sync_backend"] is None for clip in clips):
+        run = run - {"sync"}  # nothing was scored, and nothing will be
     few = _only(backends, run)
     if run & {"faces", "sync"}:
         again, found = whole(few)
@@ -93,9 +96,7 @@ def analyse_again(
             return whole()
         kept = _columns_of(backends, run)
         merged = [new | {name: old[name] for name in kept} for new, old in zip(found, clips, strict=True)]
-        for clip in merged if "captions" in run else ():
-            if [said["source"] for said in clip["captions"]] == ["template"]:  # it says whether somebody talks: `sound`
-                clip["captions"] = captions(clip | {"captions": None}, [], cfg.captions)
+        _fill_templates(merged, cfg)
         return again, merged
     try:
         if "captions" in run:
@@ -107,9 +108,17 @@ def analyse_again(
         if "captions" in run:
             for clip in clips:
                 clip["captions"] = captions(clip, said, cfg.captions)
+        _fill_templates(clips, cfg)
     except EchoForgeError:  # the whole analysis says where and why, in a row
         return whole()
     return {name: value for name, value in video.items() if value is not None}, clips
+
+
+def _fill_templates(clips: list[Row], cfg: CurationConfig) -> None:
+    """Write the captions anew that the template wrote: it says how large the speaking face is and whether it talks."""
+    for clip in clips:
+        if [said["source"] for said in clip["captions"] or ()] == ["template"]:
+            clip["captions"] = captions(clip | {"captions": None}, [], cfg.captions)
 
 
 def _only(backends: Backends, run: Set[str]) -> Backends:

@@ -329,22 +329,21 @@ class _Analysis:
         backend = self._backends.sync
         if backend is None:
             return values
-        scored = {
-            i: result
-            for i, (track, number) in enumerate(zip(tracks, numbers, strict=True))
-            if track["frac_present"] >= _SCORED
-            and (result := self._score(span, number, heard.pcm, backend)) is not None
-        }
-        for i, result in scored.items():
-            tracks[i] |= {
+        best: _Scored | None = None  # the crops of one face at a time stay in memory beside the best's
+        speaking = 0
+        for i, (track, number) in enumerate(zip(tracks, numbers, strict=True)):
+            result = self._score(span, number, heard.pcm, backend) if track["frac_present"] >= _SCORED else None
+            if result is None:
+                continue
+            track |= {
                 "av_offset": _small(result.score.offset_frames),
                 "conf": result.score.conf / backend.unit,
                 "dist": result.score.dist,
             }
-        if not scored:
+            if best is None or result.score.conf > best.score.conf:
+                speaking, best = i, result
+        if best is None:
             return values
-        speaking = max(scored, key=lambda i: scored[i].score.conf)
-        best = scored[speaking]
         least = self._cfg.sync.min_frames
         residual = measure_residual(backend, best.crops, best.pcm, best.score.offset_frames, least)
         return values | {"active_track": speaking} | _sync_columns(best.score, residual, backend)

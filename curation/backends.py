@@ -98,7 +98,7 @@ def without_missing_sync(cfg: CurationConfig) -> tuple[CurationConfig, MissingWe
     """The configuration with ``sync.backend`` none when SyncNet's file is not here, and the error that says so.
 
     Curation goes on then: everything else can be measured, and the parameters of `sync` differ from those of a scored
-    run, so that a run with the file scores the clips and repeats nothing else.
+    run, so that a run with the file scores the clips and repeats no other score.
     """
     if cfg.sync.backend == "syncnet_v2":
         try:

@@ -1,4 +1,4 @@
-"""Packages that `pip install echoforge` leaves out, and what to do where one is missing."""
+"""Packages that `pip install .` leaves out, and what to do where one is missing."""
 
 from __future__ import annotations
 

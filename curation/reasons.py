@@ -46,7 +46,7 @@ FIT_VIDEOS = 10
 """`sync.fit.min_sources` of the presets."""
 
 SYNC_REMEDY = (
-    "get SyncNet's weights (`python cli.py weights fetch syncnet-v2`) and curate again, fit a backend on your own clips "
+    "get SyncNet's weights (`weights fetch syncnet-v2`) and curate again, fit a backend on your own clips "
     "(`sync fit`), or set sync.required=false"
 )
 """The same three ways in the sentence of a single clip."""
@@ -68,7 +68,7 @@ _SYNC_REMEDIES = (
     ),
 )
 
-_CURATE_AGAIN = Remedy("run the same `curate` again: only what is missing of sync is measured")
+_CURATE_AGAIN = Remedy("run the same `curate` again: it measures sync and repeats no other score")
 
 REASONS: dict[str, Reason] = {
     # clips: the rules of `curation.rules`

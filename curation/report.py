@@ -20,6 +20,7 @@ from PIL import Image
 from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, FPS
 from curation.config import CurationConfig
+from curation.reasons import reason
 from curation.report_charts import WhatIf, failed_rules, histogram, only_this, what_if
 from curation.rules import rules
 
@@ -91,16 +92,19 @@ def _tiles(videos: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[di
 
 
 def _funnel(codes: dict[str, np.ndarray], verdicts: np.ndarray, hours: np.ndarray) -> list[dict[str, Any]]:
-    """What is left after each rule, most costly first; a clip counts for the first rule in this order that it fails."""
+    """What is left after each rule, most costly first, those that only hold a clip after those that reject it.
+
+    A clip counts for the first rule in this order that it fails.
+    """
     total = float(hours.sum()) or 1.0
     cost = {name: float(hours[rows].sum()) for name, rows in codes.items()}
     alive = np.ones(len(hours), bool)
     steps = [_step("all clips", alive, hours, total, "all", 0, 0.0)]
-    for name, _ in sorted(cost.items(), key=lambda item: (item[0] == "sync_missing", -item[1])):
+    for name, _ in sorted(cost.items(), key=lambda item: (reason(item[0]).holds, -item[1])):
         falls = alive & codes[name]
         if falls.any():
             alive &= ~falls
-            kind = "hold" if name == "sync_missing" else "reject"
+            kind = "hold" if reason(name).holds else "reject"
             steps.append(_step(name, alive, hours, total, kind, int(falls.sum()), float(hours[falls].sum())))
     steps.append(_step("kept", verdicts == "keep", hours, total, "keep", 0, 0.0))
     return steps
@@ -229,9 +233,9 @@ def _errors(videos: pa.Table) -> dict[str, Any]:
 
 
 def _held(clips: pa.Table) -> str | None:
-    reasons = clips.filter(pc.equal(clips["verdict"], "hold"))["reasons"].to_pylist()
-    first = next((r for row in reasons for r in row or []), None)
-    return first.partition(": ")[2].replace("`", "") if first else None
+    """Why clips are on hold, in words without the numbers of one of them; None where none is."""
+    codes = failed_rules(clips.filter(pc.equal(clips["verdict"], "hold")))
+    return "; ".join(dict.fromkeys(reason(code).words for code in codes)) or None
 
 
 def _throughput(run: dict[str, Any]) -> list[dict[str, Any]]:

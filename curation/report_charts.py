@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from curation.decide import fails, value
+from curation.reasons import reason
 from curation.rules import Rule
 
 _BINS = 32
@@ -109,10 +110,10 @@ def failed_rules(clips: pa.Table) -> dict[str, np.ndarray]:
 
 
 def only_this(code: str, failed: dict[str, np.ndarray], count: int) -> np.ndarray:
-    """Clips that one rule alone rejects (a missing sync score, which only holds them, aside)."""
+    """Clips that one rule alone rejects (reasons that only hold a clip aside)."""
     alone = failed.get(code, np.zeros(count, bool)).copy()
     for name, rows in failed.items():
-        if name not in (code, "sync_missing"):
+        if name != code and not reason(name).holds:
             alone &= ~rows
     return alone
 

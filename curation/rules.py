@@ -164,7 +164,8 @@ def rules(cfg: CurationConfig) -> list[Rule]:
             "sync_unmeasured",
             "abs<=",
             float("-inf"),
-            "what remains of an offset of {value:+.0f} frames was never measured; run `curate` again, only sync runs",
+            "what remains of an offset of {value:+.0f} frames was never measured; run `curate` again, which measures sync "
+            "again and repeats no other score",
             outcome="hold",
             sync=True,
         ),

@@ -17,8 +17,8 @@ NEED_WEIGHTS = {
     "fvd": "needs I3D or VideoMAE weights",
     "iqa": "needs Q-Align weights (8B, non-commercial licence)",
     "ase": "needs Q-Align weights (8B, non-commercial licence)",
-    "sync_c": "`sync score` measures it, with SyncNet v2 (`python cli.py weights fetch syncnet-v2`)",
-    "sync_d": "`sync score` measures it, with SyncNet v2 (`python cli.py weights fetch syncnet-v2`)",
+    "sync_c": "`sync score` measures it, with SyncNet v2 (`weights fetch syncnet-v2`)",
+    "sync_d": "`sync score` measures it, with SyncNet v2 (`weights fetch syncnet-v2`)",
 }
 """Metrics of the paper's Table 1 that no weight-free function can give."""
 

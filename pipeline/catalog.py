@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow.compute as pc
@@ -21,8 +22,8 @@ from pipeline import store
 from pipeline.ledger import Ledger
 from pipeline.redecide import configuration, redecide
 from pipeline.reuse import latest
-from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, standing
-from pipeline.tables import find_clip, read
+from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, saved, standing
+from pipeline.tables import LIGHT, find_clip, read
 
 __all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "relocate", "report", "status"]
 
@@ -110,7 +111,9 @@ def status(catalog_dir: str) -> Status:
     parameters = latest(root)
     failures = Ledger(root, {"videos": VIDEOS, "clips": CLIPS}, parameters).quarantined() if parameters else {}
     url = store.join(catalog_dir, "status.json")
-    progress = json.loads(store.read_bytes(url)) if store.exists(url) else None
+    progress = None
+    with contextlib.suppress(ValueError):  # a damaged one tells nothing
+        progress = json.loads(store.read_bytes(url)) if store.exists(url) else None
     aside = {failure.key: failure.cause for failure in failures.values()}
     if progress and not store.listing(store.join(catalog_dir, "clips"), ".parquet"):
         return Status(catalog_dir, {}, {}, [], sorted(aside.items()), progress)
@@ -155,18 +158,21 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     """
     if out is not None:
         folders.check_out_file(out, (".html",))
-    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS)
-    url = store.join(catalog_dir, "run.json")
-    run = json.loads(store.read_bytes(url)) if store.exists(url) else {}
+    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS, LIGHT)
+    run = saved(catalog_dir)
     target = out or store.join(catalog_dir, "report.html")
     store.write_bytes(target, render(videos, clips, cfg, run).encode())
     return target
 
 
 def relocate(catalog_dir: str, old: str, new: str) -> relocation.Relocation:
-    """`pipeline.relocate.relocate`, and the report with the new names."""
+    """`pipeline.relocate.relocate`, and the report with the new names; a note says where it could not be written."""
     done = relocation.relocate(catalog_dir, old, new)
-    config = configuration(catalog_dir, [])
-    if config is not None and store.listing(store.join(catalog_dir, "clips"), ".parquet"):
-        report(catalog_dir, None, config.curation)
+    try:
+        config = configuration(catalog_dir, [])
+        if config is not None and store.listing(store.join(catalog_dir, "clips"), ".parquet"):
+            report(catalog_dir, None, config.curation)
+    except EchoForgeError as error:
+        again = f"`catalog report {catalog_dir} --preset NAME` writes it again."
+        return replace(done, note=f"report.html keeps the old names: {error} {again}")
     return done

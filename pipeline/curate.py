@@ -38,6 +38,8 @@ from pipeline.timing import Stopwatch, timed
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
 SAID = ("caption", "speaker", "licence", "source", "region")
 """What a manifest may say of a video."""
+SCORES = ("sync_c", "sync_fit_conf")
+"""Columns of the clips table that hold a confidence of sync, by backend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def curate(
     units = plan(found, pipeline_cfg, beside)
     units = relocate.adopt(out, units, functools.partial(_ids_at, beside))
     ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
-    if unscored and not _scored_before(ledger, units, retry_failed, unscored):
+    if unscored and not _scored_before(out, ledger, units, retry_failed, unscored):
         cfg = usable
         ledger = Ledger(ledger.root, TABLES, backends.parameters(cfg))
         plain_console(quiet).print(_unscored(cfg, unscored), markup=False, highlight=False, soft_wrap=True)
@@ -162,19 +164,25 @@ def _unscored(cfg: CurationConfig, why: MissingWeights) -> str:
         return f"sync is not scored: {why} Clips are kept without a score, as sync.required is false."
     return (
         f"sync is not scored: {why} Good clips are held meanwhile. With the file there, the same command scores them "
-        "and repeats nothing else; --set sync.required=false keeps them unscored."
+        "and repeats no other score; --set sync.required=false keeps them unscored."
     )
 
 
-def _scored_before(ledger: Ledger, units: list[Unit], retry_failed: bool, why: MissingWeights) -> bool:
+def _scored_before(out: str, ledger: Ledger, units: list[Unit], retry_failed: bool, why: MissingWeights) -> bool:
     """Has an earlier run with SyncNet's file scored everything that is planned? ``ledger``: of a scored run.
 
     Raises:
-        MissingWeights: it has scored other videos of the catalog: those must not lose their scores because of new ones.
+        MissingWeights: it has scored other videos of the catalog, or all of them with other settings: those must not
+            lose their scores.
     """
     done = ledger.done()
     if not done:
-        return False
+        if not _has_scores(out):
+            return False
+        raise MissingWeights(
+            f"the catalog has sync scores, and these settings need them measured again: {str(why)[:-1]}; "
+            "--set sync.backend=none does without the scores of all."
+        )
     aside = set() if retry_failed else ledger.quarantined().keys()
     left = sum(unit.id not in done and unit.id not in aside for unit in units)
     if left:
@@ -183,6 +191,19 @@ def _scored_before(ledger: Ledger, units: list[Unit], retry_failed: bool, why: M
             "--set sync.backend=none does without the scores of all."
         )
     return True
+
+
+def _has_scores(out: str) -> bool:
+    """Does any clip of the catalog at ``out`` have a sync score?
+
+    Not asked through `tables.read`, which refuses tables that are half-written or damaged: this run writes them anew.
+    """
+    for part in store.listing(store.join(out, "clips"), ".parquet"):
+        with contextlib.suppress(OSError, pa.ArrowException), store.parquet(part.url) as file:
+            found = file.read(columns=[name for name in SCORES if name in file.schema_arrow.names])
+            if any(column.null_count < len(column) for column in found.columns):
+                return True
+    return False
 
 
 def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:

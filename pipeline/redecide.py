@@ -19,7 +19,7 @@ from configs.errors import ConfigError, EchoForgeError
 from curation.catalog import CLIPS, VERDICTS
 from curation.inputs import decides, inputs, operators_of
 from pipeline import store
-from pipeline.summary import Standing, count, publish, reason_counts, standing
+from pipeline.summary import Standing, count, publish, reason_counts, saved, standing
 from pipeline.tables import read, rewrite
 
 AS_CURATED = "as_curated"
@@ -67,22 +67,6 @@ def _row(name: str, before: int, now: int) -> str:
 def shown(value: Any) -> str:
     """A value as `--set` takes it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def saved(catalog_dir: str) -> dict[str, Any]:
-    """``run.json`` of a catalog; empty where there is none.
-
-    Raises:
-        EchoForgeError: it is damaged.
-    """
-    url = store.join(catalog_dir, "run.json")
-    if not store.exists(url):
-        return {}
-    try:
-        found = json.loads(store.read_bytes(url))
-    except ValueError as error:
-        raise EchoForgeError(f"'{url}' is damaged ({error}); delete it to go on without its thresholds.") from error
-    return found if isinstance(found, dict) else {}
 
 
 def configuration(catalog_dir: str, overrides: list[str], note: Note | None = None) -> schema.Config | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -44,6 +46,7 @@ class Relocation:
     sources: int
     clips: int
     left: list[str] = field(default_factory=list)
+    note: str = ""  # what else is to be said
 
     def __str__(self) -> str:
         lines = [f"{self.catalog}: {self.sources} sources ({self.clips} clips) moved from {self.old} to {self.new}"]
@@ -52,6 +55,8 @@ class Relocation:
             lines += [f"  {reason}" for reason in self.left[:20]]
             if len(self.left) > 20:
                 lines.append(f"  … and {len(self.left) - 20} more")
+        if self.note:
+            lines.append(self.note)
         return "\n".join(lines)
 
     def __rich__(self) -> str:
@@ -90,12 +95,12 @@ def relocate(catalog_dir: str, old: str, new: str) -> Relocation:
         if sizes[uri] and entry.size != sizes[uri]:
             left.append(f"{uri}: {there} has {entry.size} bytes, not {sizes[uri]}")
             continue
-        seen[uri] = f"{entry.size}:{entry.tag}"
+        seen[there] = f"{entry.size}:{entry.tag}"
     if not seen:
         raise EchoForgeError(
             f"none of the {len(moves)} sources of '{catalog_dir}' below '{old}' is below '{new}'; the first: {left[0]}."
         )
-    moves = {uri: moves[uri] for uri in seen}
+    moves = {uri: there for uri, there in sorted(moves.items()) if there in seen}
     _rename_ledger(catalog_dir, moves, seen)
     with tables.changing(catalog_dir, command):
         clips = _rename_tables(catalog_dir, moves)
@@ -105,8 +110,8 @@ def relocate(catalog_dir: str, old: str, new: str) -> Relocation:
 def adopt(out: str, units: list[Unit], ids: Callable[[Unit, str, str], Iterable[str]]) -> list[Unit]:
     """``units`` with the ids under which their work was done before their files were renamed.
 
-    Relative names, which earlier versions stored, are replaced in the ledger when a planned file has the same end of
-    its name, size and time.
+    Relative names and names with ``..``, which earlier versions stored, are first replaced in the ledger by those of
+    the planned files (`_adopt_relative`).
 
     Args:
         out: the catalog.
@@ -134,29 +139,13 @@ def adopt(out: str, units: list[Unit], ids: Callable[[Unit, str, str], Iterable[
 
 def found(uris: Iterable[str], catalog_dir: str) -> dict[str, str]:
     """Source → where it is. Relative names, which earlier versions stored, are tried below the working directory and
-    below every folder above the catalog.
-
-    Raises:
-        EchoForgeError: a relative one is in none of these.
+    below every folder above the catalog; one that is in none of these stays as it is, and reading it says so.
     """
-    names = dict.fromkeys(uris)
-    places = [Path.cwd(), *([] if is_remote(catalog_dir) else Path(absolute(catalog_dir)).parents)]
-    where, lost = {}, []
-    for uri in names:
-        if is_remote(uri) or "://" in uri or Path(uri).is_absolute():
-            where[uri] = uri
-        elif place := next((place for place in places if (place / uri).exists()), None):
-            where[uri] = absolute(place / uri)
-        else:
-            lost.append(uri)
-    if lost:
-        examples = ", ".join(f"'{uri}'" for uri in lost[:_SHOWN])
-        top = PurePosixPath(lost[0]).parts[0]
-        raise EchoForgeError(
-            f"catalog '{catalog_dir}' names {len(lost)} sources relative to a folder that is not known ({examples}); "
-            f"say where they are: `catalog relocate {catalog_dir} {top} /path/to/{top}`."
-        )
-    return where
+    places = _places(catalog_dir)
+    return {
+        uri: uri if "://" in uri or Path(uri).is_absolute() else _find(uri, places) or uri
+        for uri in dict.fromkeys(uris)
+    }
 
 
 def located(table: pa.Table, catalog_dir: str) -> pa.Table:
@@ -167,37 +156,80 @@ def located(table: pa.Table, catalog_dir: str) -> pa.Table:
     return table.set_column(at, table.schema.field(at), pa.array([where[uri] for uri in uris], pa.string()))
 
 
+def _places(catalog_dir: str) -> list[Path]:
+    """Where a relative name may start: the working directory and every folder above the catalog."""
+    return [Path.cwd(), *([] if is_remote(catalog_dir) else Path(absolute(catalog_dir)).parents)]
+
+
+def _find(uri: str, places: list[Path]) -> str | None:
+    """A local name from the root on and without ``..``, a relative one at the first place that has it; None: nowhere."""
+    if Path(uri).is_absolute():
+        return absolute(uri)
+    candidates = (absolute(place / uri) for place in places)
+    return next((there for there in candidates if Path(there).exists()), None)
+
+
 def _rest(uri: str, old: str) -> str | None:
     """What follows ``old``, as typed or from the root on, in ``uri``; None: it does not lie there."""
-    if old in (".", "./") and not is_remote(uri) and not Path(uri).is_absolute():
+    if old in (".", "./") and "://" not in uri and not Path(uri).is_absolute():
         return uri
+    names = (uri,) if "://" in uri else dict.fromkeys((uri, os.path.normpath(uri)))  # `lists/../videos/a.mp4`
     for prefix in dict.fromkeys((old.rstrip("/"), os.path.normpath(old), absolute(old).rstrip("/"))):
-        if uri == prefix:
-            return ""
-        if uri.startswith(prefix + "/"):
-            return uri[len(prefix) + 1 :]
+        for name in names:
+            if name == prefix:
+                return ""
+            if name.startswith(prefix + "/"):
+                return name[len(prefix) + 1 :]
     return None
 
 
 def _below(target: str, rest: str) -> str:
-    return f"{target.rstrip('/')}/{rest}" if rest else target
+    return absolute(f"{target.rstrip('/')}/{rest}") if rest else target
 
 
 def _sources(catalog_dir: str) -> dict[str, int]:
-    """Every source that the tables or the ledger name → its size in bytes; 0: not known."""
+    """Every source that the tables or the ledger name → its size in bytes; 0: not known.
+
+    Tables that cannot be read are left out: the ledger names every source that `curate` looked at.
+    """
     sizes: dict[str, int] = {}
-    for ledger in _ledgers(catalog_dir):
-        records = ledger.records()
-        marks = list(zip(records["key"].to_pylist(), records["fingerprint"].to_pylist(), strict=True))
-        marks += [(failure.key, failure.fingerprint) for failure in ledger.quarantined().values()]
-        for key, fingerprint in marks:
-            sizes[key] = _size(fingerprint) or sizes.get(key, 0)
+    for record in _records(catalog_dir):  # oldest first: the last version stays
+        sizes[record.key] = _size(record.fingerprint) or sizes.get(record.key, 0)
+    try:
+        named = _names(catalog_dir)
+    except EchoForgeError:
+        if not sizes:
+            raise
+        return sizes
+    return sizes | {uri: size or sizes.get(uri, 0) for uri, size in named.items()}
+
+
+def _names(catalog_dir: str) -> dict[str, int]:
+    """Every source that the videos table names → its size in bytes; 0: not known. Half-written tables count, too.
+
+    Raises:
+        EchoForgeError: a file of the table cannot be read.
+    """
+    found: dict[str, int] = {}
     for part in store.listing(store.join(catalog_dir, "videos"), ".parquet"):
-        with store.parquet(part.url) as file:
-            table = file.read(columns=["source_uri", "bytes"])
-        for uri, size in zip(table["source_uri"].to_pylist(), table["bytes"].to_pylist(), strict=True):
-            sizes[uri] = size or sizes.get(uri, 0)
-    return sizes
+        table = _table(part.url, ["source_uri", "bytes"])
+        sizes = (size or 0 for size in table["bytes"].to_pylist())
+        found |= dict(zip(table["source_uri"].to_pylist(), sizes, strict=True))
+    return found
+
+
+def _table(url: str, columns: list[str] | None = None) -> pa.Table:
+    """A file of a table with all of its columns, or with these.
+
+    Raises:
+        EchoForgeError: it cannot be read, or lacks one.
+    """
+    try:
+        with store.parquet(url) as file:
+            table = file.read(columns=columns)
+        return table.select(columns or table.column_names)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise EchoForgeError(f"the table '{url}' cannot be read ({error}); run `curate` again to write it.") from error
 
 
 def _size(fingerprint: str) -> int:
@@ -222,25 +254,45 @@ def _moved(catalog_dir: str) -> pa.Table:
         return file.read()
 
 
+class _Record(NamedTuple):
+    """What the ledger keeps of a unit, done or given up."""
+
+    unit: str
+    key: str
+    fingerprint: str
+    finished: float  # Unix time
+
+
+def _records(catalog_dir: str) -> list[_Record]:
+    """Of every unit in the ledgers of all parameters, oldest first."""
+    found: list[_Record] = []
+    for ledger in _ledgers(catalog_dir):
+        records = ledger.records()
+        found += map(_Record, *(records[name].to_pylist() for name in _Record._fields))
+        found += [_Record(unit, f.key, f.fingerprint, f.time) for unit, f in ledger.quarantined().items()]
+    return sorted(found, key=lambda record: record.finished)
+
+
 def _rename_ledger(catalog_dir: str, moves: Mapping[str, str], seen: Mapping[str, str]) -> None:
-    """First what the ids were made from, then part by part the names: killed at any moment it can be run again."""
-    ledgers = list(_ledgers(catalog_dir))
-    rows = {row["unit"]: row for row in _moved(catalog_dir).to_pylist()}
-    for ledger in ledgers:
-        records = ledger.records().select(["unit", "key", "fingerprint"]).to_pylist()
-        records += [
-            {"unit": unit, "key": failure.key, "fingerprint": failure.fingerprint}
-            for unit, failure in ledger.quarantined().items()
-        ]
-        for record in records:
-            if (key := record["key"]) in moves:
-                first = rows.get(record["unit"], {"uri": key, "fingerprint": record["fingerprint"]})
-                rows[record["unit"]] = {**first, "unit": record["unit"], "key": moves[key], "seen": seen[key]}
-    if not rows:
-        return
-    url = store.join(catalog_dir, "ledger", "curate", MOVED_FILE)
-    store.write_table(url, pa.Table.from_pylist(list(rows.values()), schema=MOVED))
-    for ledger in ledgers:
+    """First what the ids were made from, then part by part the names: killed at any moment it can be run again.
+
+    Args:
+        moves: name → new name.
+        seen: new name → ``size:time`` of the file there.
+    """
+    records = _records(catalog_dir)
+    present = _present(records, moves, seen)
+    before = {row["unit"]: row for row in _moved(catalog_dir).to_pylist()}
+    rows = {unit: row for unit, row in before.items() if row["key"] not in moves}
+    for record in records:
+        there = moves.get(record.key)
+        if there is not None and record.fingerprint == present.get(there):
+            first = before.get(record.unit, {"uri": record.key, "fingerprint": record.fingerprint})
+            rows[record.unit] = {**first, "unit": record.unit, "key": there, "seen": seen[there]}
+    if rows or before:
+        url = store.join(catalog_dir, "ledger", "curate", MOVED_FILE)
+        store.write_table(url, pa.Table.from_pylist(list(rows.values()), schema=MOVED))
+    for ledger in _ledgers(catalog_dir):
         for part in store.listing(ledger.parts, ".parquet"):
             with store.parquet(part.url) as file:
                 if not moves.keys() & set(file.read(columns=["key"])["key"].to_pylist()):
@@ -251,6 +303,20 @@ def _rename_ledger(catalog_dir: str, moves: Mapping[str, str], seen: Mapping[str
         for failure in ledger.quarantined().values():
             if failure.key in moves:
                 ledger.quarantine(replace(failure, key=moves[failure.key]))
+
+
+def _present(records: list[_Record], moves: Mapping[str, str], seen: Mapping[str, str]) -> dict[str, str]:
+    """New name → the fingerprint of the version that lies there.
+
+    That is the one with the same size and time; where copying changed the time, the last one of the same size. A file
+    of which only other sizes were analysed has none.
+    """
+    found: dict[str, str] = {}
+    for record in records:  # oldest first
+        there = moves.get(record.key, record.key)  # an interrupted run has renamed some already
+        if there in seen and _size(record.fingerprint) == _size(seen[there]) and found.get(there) != seen[there]:
+            found[there] = record.fingerprint
+    return found
 
 
 def _renamed_part(table: pa.Table, moves: Mapping[str, str]) -> pa.Table:
@@ -276,18 +342,23 @@ def _renamed(column: pa.Array | pa.ChunkedArray, moves: Mapping[str, str]) -> pa
 def _rename_tables(catalog_dir: str, moves: Mapping[str, str]) -> int:
     """Rewrite ``source_uri`` in the tables, file by file; returns how many clips have another name.
 
-    A source that was curated under its new name as well keeps those rows; the renamed ones would be the same again.
+    A source that was curated under its new name as well, or under several old ones, keeps one of these sets of rows:
+    they are the same.
+
+    Raises:
+        EchoForgeError: a file of the tables cannot be read.
     """
-    there: set[str] = set()
-    for part in store.listing(store.join(catalog_dir, "videos"), ".parquet"):
-        with store.parquet(part.url) as file:
-            there.update(file.read(columns=["source_uri"])["source_uri"].to_pylist())
-    double = {uri for uri, name in moves.items() if name in there and uri in there}
+    names = _names(catalog_dir)
+    taken, double = names.keys() - moves.keys(), set()
+    for uri, there in moves.items():
+        if uri in names:
+            if there in taken:
+                double.add(uri)
+            taken.add(there)
     count = 0
     for name in ("clips", "videos"):
         for part in store.listing(store.join(catalog_dir, name), ".parquet"):
-            with store.parquet(part.url) as file:
-                table = file.read()
+            table = _table(part.url)
             uris = table["source_uri"].to_pylist()
             if not any(uri in moves for uri in uris):
                 continue
@@ -300,33 +371,47 @@ def _rename_tables(catalog_dir: str, moves: Mapping[str, str]) -> int:
 
 
 def _adopt_relative(out: str, units: list[Unit]) -> None:
-    relative = {uri for uri in _sources_named(out) if not is_remote(uri) and "://" not in uri and uri[:1] != "/"}
-    if not relative:
+    """Replace relative names and names with ``..`` in the ledger by the names of planned files.
+
+    The planned file is the one with the same end of its name, size and time; else the one that `found` would take.
+    That one may have changed since. Then it is analysed again, and its earlier rows are no longer shown.
+    """
+    unclear = {uri for uri in _sources_named(out) if "://" not in uri and not _plain(uri)}
+    if not unclear:
         return
-    by_mark: dict[str, list[str]] = {}
-    for unit in units:
-        by_mark.setdefault(unit.fingerprint, []).append(unit.key)
+    planned = {unit.key: unit.fingerprint for unit in units}
+    alike: dict[str, list[str]] = {}
+    for uri, mark in planned.items():
+        alike.setdefault(mark, []).append(uri)
+    marks: dict[str, list[str]] = {}
+    for record in _records(out):
+        if record.key in unclear:
+            marks.setdefault(record.key, []).append(record.fingerprint)
+    places = _places(out)
     moves: dict[str, str] = {}
     seen: dict[str, str] = {}
-    for ledger in _ledgers(out):
-        records = ledger.records()
-        for key, mark in zip(records["key"].to_pylist(), records["fingerprint"].to_pylist(), strict=True):
-            end = "/" + "/".join(part for part in PurePosixPath(key).parts if part not in (".", ".."))
-            fits = [uri for uri in by_mark.get(mark, ()) if uri.endswith(end)] if key in relative else []
-            if len(fits) == 1:
-                moves[key], seen[key] = fits[0], mark
+    for key, known in marks.items():
+        end = "/" + re.sub(r"^(\.\./)+", "", os.path.normpath(key))
+        fits = {uri for mark in known for uri in alike.get(mark, ()) if uri.endswith(end)} if key[:1] != "/" else set()
+        there = fits.pop() if len(fits) == 1 else _find(key, places)
+        if there in planned:
+            moves[key] = there
+            if planned[there] in known:
+                seen[there] = planned[there]
+            else:  # changed since: no planned file has this mark, so that nothing of it is adopted
+                seen.setdefault(there, known[-1])
     if moves:
         _rename_ledger(out, moves, seen)
 
 
+def _plain(uri: str) -> bool:
+    return uri[:1] == "/" and uri == os.path.normpath(uri)
+
+
 def _sources_named(out: str) -> set[str]:
-    """The names in the videos table; of a catalog without tables, those in the ledger."""
-    names: set[str] = set()
-    parts = store.listing(store.join(out, "videos"), ".parquet")
-    for part in parts:
-        with store.parquet(part.url) as file:
-            names.update(file.read(columns=["source_uri"])["source_uri"].to_pylist())
-    if not parts:
-        for ledger in _ledgers(out):
-            names.update(ledger.records()["key"].to_pylist())
-    return names
+    """The names in the videos table; of a catalog without tables, or with damaged ones, those in the ledger."""
+    try:
+        named = set(_names(out))
+    except EchoForgeError:
+        named = set()
+    return named or {record.key for record in _records(out)}

@@ -176,7 +176,7 @@ def shard(
     compared = superseded.compare(plans.values(), planned, clips, answered)
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
     table = join_fields(out, table)
-    causes = _causes(failed, videos, set(table["sample_id"].to_pylist()))
+    causes = _causes(failed, relocate.located(videos, catalog_dir), set(table["sample_id"].to_pylist()))
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
     curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs import schema, strict
+from configs.errors import EchoForgeError
 from configs.program import command
 from curation.catalog import VERDICTS
 from curation.reasons import CATALOG, reason
@@ -130,10 +131,25 @@ def standing(out: str, videos: pa.Table, clips: pa.Table, preset: str | None = N
     )
 
 
+def saved(catalog_dir: str) -> dict[str, Any]:
+    """``run.json`` of a catalog; empty where there is none.
+
+    Raises:
+        EchoForgeError: it is damaged.
+    """
+    url = store.join(catalog_dir, "run.json")
+    if not store.exists(url):
+        return {}
+    try:
+        found = json.loads(store.read_bytes(url))
+    except ValueError as error:
+        raise EchoForgeError(f"'{url}' is damaged ({error}); delete it to go on without its thresholds.") from error
+    return found if isinstance(found, dict) else {}
+
+
 def made_with(catalog_dir: str) -> str | None:
     """The name of the preset that a catalog was last decided with; None where ``run.json`` does not say."""
-    url = store.join(catalog_dir, "run.json")
-    return json.loads(store.read_bytes(url)).get("preset") if store.exists(url) else None
+    return saved(catalog_dir).get("preset")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The tables of a catalog: decided over the whole corpus, read and written piece by piece.
 
-This is the only reader of catalogs: it refuses one that is half-written, and fills columns that an older version did
-not write with nulls. Everyone else is handed tables or rows.
+Catalogs are read here: one that is half-written is refused, and columns that an older version did not write are filled
+with nulls. Everyone else is handed tables or rows. Only :mod:`pipeline.relocate` reads and rewrites the files itself,
+because it must keep every column as it is and continue half-written tables.
 
 Deciding needs every clip's scores at once (copies are looked for across the corpus) but not its tracks and captions,
 which are most of the bytes. So the corpus is passed twice: once for the light columns, which are decided in memory,

@@ -125,9 +125,7 @@ class YuNet(_Near):
         try:
             self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least)
         except cv2.error as error:
-            raise EchoForgeError(
-                f"'{path}' is not a YuNet model; get it again with `python cli.py weights fetch yunet`."
-            ) from error
+            raise EchoForgeError(f"'{path}' is not a YuNet model; get it again with `weights fetch yunet`.") from error
         self._share = cfg.min_share
 
     def detect(self, image: np.ndarray) -> list[Face]:
@@ -161,7 +159,7 @@ class S3FD(_Near):
         try:
             net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
         except Exception as error:  # pickles fail in many ways
-            message = f"'{path}' does not hold S3FD's weights; get them again with `python cli.py weights fetch s3fd`."
+            message = f"'{path}' does not hold S3FD's weights; get them again with `weights fetch s3fd`."
             raise EchoForgeError(message) from error
         self._net = Detector(net, device=device)
         self._share = cfg.min_share

@@ -8,7 +8,8 @@ from curation.sync.crops import Square, cut, cut_all, square
 from curation.sync.measure import Residual, measure_residual
 
 SYNC_VERSION = 2
-"""2: the residual is measured for every offset. A new number makes `curate` measure sync again, and nothing else."""
+"""2: the residual is measured for every offset. A new number makes `curate` measure sync again: shots and faces are
+found again for the crops, and no other score is computed (`curation/again.py`)."""
 
 __all__ = [
     "SYNC_VERSION",

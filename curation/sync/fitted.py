@@ -169,10 +169,10 @@ def read(path: Path) -> tuple[SmallSyncNet, dict[str, Any]]:
             meta = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if meta.get("kind") != KIND:
-            raise EchoForgeError(f"{path} is not a fitted SyncNet; `python cli.py sync fit` makes one.")
+            raise EchoForgeError(f"{path} is not a fitted SyncNet; `sync fit` makes one.")
         net = SmallSyncNet()
         net.load_state_dict(state)
     except (SafetensorError, OSError, RuntimeError) as error:
-        message = f"{path} is not a fitted SyncNet ({error}); `python cli.py sync fit` makes one."
+        message = f"{path} is not a fitted SyncNet ({error}); `sync fit` makes one."
         raise EchoForgeError(message) from error
     return net, json.loads(meta["card"])

@@ -38,11 +38,16 @@ def boxes_per_frame(track: Mapping[str, Any], frames: int) -> tuple[np.ndarray, 
 
 
 def usable(row: Mapping[str, Any]) -> bool:
-    """Whether a clip (schema `catalog.CLIPS`) has a face that may speak and is not rejected."""
+    """Whether a clip (schema `catalog.CLIPS`) may be taken for one in sync.
+
+    It has a face that may speak, is not rejected, and is not held with an offset that the decision does not correct.
+    """
+    out_of_sync = bool(row.get("av_offset_frames")) and not row.get("offset_samples")
     return (
         row.get("verdict") not in ("reject", "error")
         and row.get("active_track") is not None
         and bool(row.get("tracks"))
+        and not out_of_sync
     )
 
 

@@ -27,21 +27,6 @@ class Residual:
     frames: int
 
 
-def offset_samples(offset_frames: int) -> int:
-    """Delay in 16 kHz samples that corrects an offset in frames."""
-    return offset_frames * SAMPLES_PER_FRAME
-
-
-def delayed(pcm: np.ndarray, samples: int) -> np.ndarray:
-    """Sound float32 [n] moved later by ``samples`` (earlier when negative), same length, zeros where nothing is."""
-    out = np.zeros_like(pcm)
-    if samples >= 0:
-        out[samples:] = pcm[: len(pcm) - samples]
-    else:
-        out[:samples] = pcm[-samples:]
-    return out
-
-
 def common(crops: np.ndarray, pcm: np.ndarray, offset_frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Crops and corrected sound, trimmed to the frames that have both, so that no padding is measured."""
     shift = abs(offset_frames)

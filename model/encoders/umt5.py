@@ -88,7 +88,7 @@ def load_tokenizer(path: Path) -> Any:
     if not file.is_file():
         raise MissingWeights(
             f"the umT5 tokenizer is not at {file}; let text_encoder.tokenizer name a tokenizer.json, or get the published "
-            "one with `python cli.py weights fetch umt5-tokenizer`."
+            "one with `weights fetch umt5-tokenizer`."
         )
     try:
         return PreTrainedTokenizerFast(

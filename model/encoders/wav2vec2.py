@@ -87,7 +87,7 @@ def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: to
     if not (folder / "config.json").is_file():
         raise MissingWeights(
             f"{folder.absolute()} lacks wav2vec2's config.json; put the one of the same release beside the weights "
-            "(`python cli.py weights fetch wav2vec2-base-960h`, or chinese-wav2vec2-base, gets both)."
+            "(`weights fetch wav2vec2-base-960h`, or chinese-wav2vec2-base, gets both)."
         )
     library: Any = Wav2Vec2Model
     try:

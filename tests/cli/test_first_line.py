@@ -31,15 +31,17 @@ LONG = {
     "shards merge": ["a", "b", "--out", "c"],
     "shards split": ["dataset", "--out", "c"],
     "negatives gather": ["run", "dataset"],
+    "negatives review": ["run"],
+    "negatives stats": ["run"],
+    "negatives export": ["run", "--out", "a.csv"],
+    "negatives import": ["run", "a.csv"],
+    "negatives merge": ["run", "other"],
     "sync fit": ["catalog", "--out", "f.safetensors"],
     "sync score": ["a.mp4"],
     "weights fetch": [],
     "weights check": [],
 }
-SHORT = {
-    "play", "catalog status", "catalog explain", "shards stats", "weights list",
-    *(f"negatives {name}" for name in ("review", "stats", "export", "import", "merge")),
-}  # fmt: skip
+SHORT = {"play", "catalog status", "catalog explain", "shards stats", "weights list"}
 FORKS = """
 import json, os, sys
 import cli

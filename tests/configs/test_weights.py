@@ -153,7 +153,7 @@ def test_a_missing_file_is_named_with_its_place_and_the_command_that_gets_it(
                 weights.locate(need.key, configured, *kind)
             words = str(error.value)
             assert str(tmp_path / need.known.path) in words and need.key in words
-            assert f"`python cli.py weights fetch {need.known.name}`" in words
+            assert f"`weights fetch {need.known.name}`" in words
         with pytest.raises(MissingWeights, match="weights fetch" if kind else "correct the path"):
             weights.locate(need.key, "/no/such/file", *kind)
         place = tmp_path / need.known.path
@@ -222,7 +222,7 @@ def test_the_preset_is_fetched_from_a_hub_to_the_places_where_it_looks(
     vae = tmp_path / "w" / weights._BY_NAME["wan-vae"].path
     vae.write_bytes(vae.read_bytes()[:-1] + b"?")
     code, text = run("check")
-    assert code == 3 and re.search(r"wan-vae +digest differs +python cli\.py weights fetch wan-vae", text)
+    assert code == 3 and re.search(r"wan-vae +digest differs +weights fetch wan-vae", text)
     vae.write_bytes(b"mine")
     assert "left alone" in run("fetch")[1] and vae.read_bytes() == b"mine", "nobody's own file is replaced unasked"
     assert CliRunner().invoke(cli.app, ["weights", "fetch", "wan-vae"]).exit_code == 0 and run("check")[0] == 0

@@ -22,7 +22,7 @@ from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
 from curation import backends
 from curation.analyse import analyse_video
-from curation.catalog import CLIPS, table
+from curation.catalog import CLIPS, SAMPLES_PER_FRAME, table
 from curation.clipread import read_clip
 from curation.clipwrite import write_video
 from curation.config import CurationConfig
@@ -33,8 +33,8 @@ from curation.sync.base import CropNeed, SyncScore, distance_matrix, summarise
 from curation.sync.crops import cut, square
 from curation.sync.fit import SyncClip, auc, fit_from_clips
 from curation.sync.fitted import FittedSync
-from curation.sync.gather import catalog_clips, puppet_clip
-from curation.sync.measure import Residual, common, delayed, measure_residual, offset_samples
+from curation.sync.gather import catalog_clips, puppet_clip, usable
+from curation.sync.measure import Residual, common, measure_residual
 from curation.sync.syncnet_v2 import SyncNetV2, network
 from pipeline.catalog import Explanation
 
@@ -120,16 +120,20 @@ def test_sign_late_sound_has_a_negative_offset(late: int) -> None:
     assert score.conf > 1
 
 
-def test_delaying_mends_early_sound_and_trimming_leaves_no_padding() -> None:
-    pcm = np.arange(1, 10 * 640 + 1, dtype=np.float32)
-    assert delayed(pcm, offset_samples(2))[2 * 640] == pcm[0]
-    assert delayed(pcm, offset_samples(-2))[0] == pcm[2 * 640]
-    crops = np.arange(10)
-    for offset in (-3, 2):
-        seen, heard = common(crops, pcm, offset)
-        assert len(heard) == len(seen) * 640
-        assert heard[0] == delayed(pcm, offset_samples(offset))[seen[0] * 640]
-        assert heard.min() > 0
+def delayed(pcm: np.ndarray, samples: int) -> np.ndarray:
+    """Sound float32 [n] moved later by ``samples`` (earlier when negative), same length, zeros where nothing is."""
+    out = np.zeros_like(pcm)
+    out[max(samples, 0) : len(pcm) + min(samples, 0)] = pcm[max(-samples, 0) : len(pcm) - max(samples, 0)]
+    return out
+
+
+@pytest.mark.parametrize("offset", [-3, 2])
+def test_trimming_gives_the_delayed_sound_without_its_padding(offset: int) -> None:
+    pcm = np.arange(1, 10 * SAMPLES_PER_FRAME + 1, dtype=np.float32)
+    seen, heard = common(np.arange(10), pcm, offset)
+    assert len(seen) == 10 - abs(offset) and heard.min() > 0
+    start = seen[0] * SAMPLES_PER_FRAME
+    np.testing.assert_array_equal(heard, delayed(pcm, offset * SAMPLES_PER_FRAME)[start : start + len(heard)])
 
 
 class _Ids:
@@ -269,6 +273,20 @@ def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
     (clip,) = catalog_clips(table([row, rejected], CLIPS).to_pylist())
     assert (clip.source, clip.crops.shape, clip.pcm.shape) == ("v", (33, 32, 32), (33 * 640,))
     assert np.corrcoef(sample(0, 0, TINY.puppets).pcm[6400 : 43 * 640], clip.pcm)[0, 1] > 0.95
+
+
+def test_a_fit_learns_from_no_clip_whose_offset_is_known_and_not_corrected() -> None:
+    row = IN_ORDER | {"tracks": [{"track_id": 0, "boxes": [], "mouth_boxes": [], "box_frames": []}], "active_track": 0}
+    scored = {"sync_c": 8.0, "residual_offset": 0, "residual_frames": 100}
+    clips = [
+        row,  # without a score: nobody knows better
+        row | scored | {"av_offset_frames": 0},
+        row | scored | {"av_offset_frames": 4},
+        row | {"sync_c": 8.0, "av_offset_frames": 4},  # held: what a correction leaves was not measured
+    ]
+    decided = decide_clips(table(clips, CLIPS), TINY).to_pylist()
+    assert [clip["verdict"] for clip in decided] == ["hold", "keep", "keep", "hold"]
+    assert [usable(clip) for clip in decided] == [True, True, True, False]
 
 
 @pytest.fixture(scope="module")

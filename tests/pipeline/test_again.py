@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from configs import schema
 from curation import again, backends, catalog, puppets
 from curation.analyse import analyse_video
+from curation.captions import captions
 from curation.config import CurationConfig
+from curation.sync.fitted import FittedSync, SmallSyncNet
 from pipeline.timing import Stopwatch, timed
 
 
@@ -44,7 +48,7 @@ CASES = {
     "quality": ("quality.rate=1", {"quality"}),
     "detail": ("quality.detail_rate=2.5", {"detail"}),
     "dedup": ("dedup.rate=2.5", {"dedup"}),
-    "sound": ("sound.vad_threshold=0.9", {"sound", "captions"}),
+    "sound": ("sound.vad_threshold=0.9", {"sound"}),
     "captions": ("captions.kind=none", {"captions"}),
     "faces": ("faces.rate=5", {"faces", "sync", "text", "detail", "captions"}),
 }
@@ -82,10 +86,55 @@ def test_rows_of_a_broken_file_are_no_start(tmp_path: Path) -> None:
     assert stored(again.analyse_again(str(file), cfg, backends=loaded, run={"text"}, before=error)) == error
 
 
-def test_a_template_caption_says_that_somebody_talks_when_sync_alone_ran_again(video: str, tmp_path: Path) -> None:
-    bare = shutil.copy(video, tmp_path / "without-a-caption-beside-it.mp4")
+@pytest.fixture
+def bare(video: str, tmp_path: Path) -> str:
+    """Without a caption beside it."""
+    return str(shutil.copy(video, tmp_path / "bare.mp4"))
+
+
+class _NotAsked:
+    """A vision-language model that must not be asked."""
+
+    def __call__(self) -> Any:
+        raise AssertionError("the model was asked")
+
+
+@pytest.mark.parametrize("kind", ["template", "vlm"])
+def test_new_sync_scores_ask_no_model_and_a_template_still_says_that_somebody_talks(bare: str, kind: str) -> None:
     before, now = config(), config("sync.vshift=10")
     run = again.outdated(backends.parameters(before), backends.parameters(now))
-    old, loaded = analysed(str(bare), before), backends.load(now)
-    assert run == {"sync", "captions"} and "not talking" not in old[1][0]["captions"][0]["text"]
-    assert stored(again.analyse_again(str(bare), now, backends=loaded, run=run, before=old)) == old
+    assert run == {"sync"}
+    torch.manual_seed(0)
+    net: Any = FittedSync(SmallSyncNet(), now.sync, {"threshold": 1.0})
+    loaded = replace(backends.load(now), sync=net)
+    old, whole = analysed(bare, before), stored(analyse_video(bare, now, backends=loaded))
+    assert old[1][0]["sync_fit_conf"] is None and whole[1][0]["sync_fit_conf"] is not None
+    if kind == "vlm":
+        now = replace(now, captions=replace(now.captions, kind="vlm"))
+        loaded = replace(loaded, captioner=_NotAsked())
+        for clip in (*old[1], *whole[1]):
+            clip["captions"] = [{"text": "A man at a desk.", "kind": "overall", "source": "vlm:model"}]
+    else:
+        assert old[1][0]["captions"][0]["source"] == "template"
+        assert "not talking" not in old[1][0]["captions"][0]["text"]
+    assert stored(again.analyse_again(bare, now, backends=loaded, run=run, before=old)) == whole
+
+
+def test_a_template_caption_follows_the_sound(bare: str) -> None:
+    now = config()
+    old, loaded = analysed(bare, now), backends.load(now)
+    before = old[0], [clip | {"speech_frac": 0.0} for clip in old[1]]
+    for clip in before[1]:
+        clip["captions"] = captions(clip | {"captions": None}, [], now.captions)
+    assert "not talking" in before[1][0]["captions"][0]["text"]
+    assert stored(again.analyse_again(bare, now, backends=loaded, run={"sound"}, before=before)) == old
+
+
+def test_nothing_is_decoded_where_no_clip_has_a_sync_score_and_none_will_get_one(
+    video: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, now = config(), config("sync.vshift=10")
+    old, loaded = analysed(video, before), backends.load(now)
+    monkeypatch.setattr(again, "analyse_video", None)
+    monkeypatch.setattr(again, "_look", None)
+    assert stored(again.analyse_again(video, now, backends=loaded, run={"sync"}, before=old)) == old

@@ -31,8 +31,11 @@ def in_terminal(command: list[str], folder: Path, env: Mapping[str, str], second
     """Exit status and output of a command whose controlling terminal is a new pseudo-terminal; -1: it hung."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.chdir(folder)
-        os.execvpe(command[0], command, {**env})
+        try:
+            os.chdir(folder)
+            os.execvpe(command[0], command, {**env})
+        finally:  # the child must never go on as a test run
+            os._exit(127)
     output, deadline = b"", time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:

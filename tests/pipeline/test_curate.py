@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import aliases, schema
-from configs.errors import EchoForgeError
+from configs.errors import EchoForgeError, MissingWeights
 from curation.backends import parameters
 from curation.catalog import VIDEOS, clip_id, video_id
 from curation.inputs import decides, operators_of
@@ -200,6 +200,41 @@ def test_a_poisoned_file_has_a_row_with_its_cause_and_can_be_tried_again(videos:
     assert CALLS == []
     run(videos, out, retry_failed=True)
     assert CALLS.count("p.mp4") == 2
+
+
+def test_scores_are_not_lost_when_their_file_is_gone_and_another_setting_changed(videos: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "syncnet.model"
+    settings = ("sync.backend=syncnet_v2", f"sync.weights={file}")
+    file.touch()
+    run(videos, out, *settings)
+    file.unlink()
+    CALLS.clear()
+    scored = rows(out)
+    for command in (None, "curate", "redecide"):
+        if command:
+            (out / tables.MARK).write_text(json.dumps({"why": "killed", "command": command}))
+        for changed in ("text.rate=0.7", "sync.vshift=9"):
+            with pytest.raises(MissingWeights, match=r"has sync scores.*measured again.*--set sync\.backend=none"):
+                run(videos, out, *settings, changed)
+    assert CALLS == [] and rows(out) == scored
+    assert run(videos, out, *settings).clips == {"keep": 8, "reject": 2} and not (out / tables.MARK).exists()
+    assert run(videos, out, "text.rate=0.7", "sync.backend=none").clips, "named, it is done"
+
+
+def test_a_catalog_without_scores_goes_on_without_their_file(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unscored(uri: str, cfg: Any, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        video, clips = analyse(uri, cfg, **more)
+        return video, [clip | {"sync_c": None, "av_offset_frames": None} for clip in clips]
+
+    monkeypatch.setattr(curate, "analyse_video", unscored)
+    out, settings = tmp_path / "out", ("sync.backend=syncnet_v2", f"sync.weights={tmp_path / 'none'}")
+    assert run(videos, out, *settings).clips == {"hold": 8, "reject": 2}
+    (out / tables.MARK).write_text(json.dumps({"why": "killed", "command": "redecide"}))
+    (out / "clips" / "part-00000.parquet").write_bytes(b"damaged")
+    assert run(videos, out, *settings, "text.rate=0.7").clips == {"hold": 8, "reject": 2}
+    assert len(rows(out)) == 10 and not (out / tables.MARK).exists(), "what is half-written or damaged is mended"
 
 
 def test_exact_copies_keep_their_rows_and_one_of_them_is_kept(videos: Path, tmp_path: Path) -> None:

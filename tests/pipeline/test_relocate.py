@@ -24,13 +24,14 @@ CALLS: list[str] = []
 def analyse(
     uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One clip of 33 frames for every video."""
+    """One clip of 33 frames for every video; the frame rate tells which version of the file was read: it is its first byte."""
     CALLS.append(Path(uri).name)
     video = video_id(uri)
     clip = {"clip_id": clip_id(video, 0, 33), "video_id": video, "source_uri": uri, "start_frame": 0, "end_frame": 33}
     scores = {"start_s": 0.0, "end_s": 1.32, "width": 96, "height": 96, "phash": [], "captions": [], "tracks": []}
-    row = {"video_id": video, "source_uri": uri, "duration_s": 10.0, "bytes": Path(uri).stat().st_size}
-    return row, [clip | scores]
+    file = Path(uri)
+    row = {"video_id": video, "source_uri": uri, "duration_s": 10.0, "bytes": file.stat().st_size}
+    return row | {"fps": float(file.read_bytes()[0])}, [clip | scores]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,20 @@ def uris(out: str = "../catalog", name: str = "videos") -> list[str]:
     return sorted(found)
 
 
+def versions(folder: Path, *texts: str) -> None:
+    """Curate ``../old`` once with each of these as the content of its files."""
+    for text in texts:
+        for file in sorted(folder.rglob("*.mp4")):
+            file.write_text(text)
+        assert len(run("../old")) == 3
+
+
+def shown(out: str = "../catalog") -> set[str]:
+    """Which versions of the files the catalog shows."""
+    rows = [row for file in Path(out, "videos").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    return {chr(int(row["fps"])) for row in rows}
+
+
 @pytest.mark.parametrize("how", ["moved", "copied"])
 def test_moved_media_are_renamed_everywhere_and_not_analysed_again(tmp_path: Path, how: str) -> None:
     run("../old", "../older")
@@ -79,6 +94,79 @@ def test_moved_media_are_renamed_everywhere_and_not_analysed_again(tmp_path: Pat
     assert run("../new") == ["c.mp4"] and uris() == expected, "a file that changed since is analysed"
     (new / "a.txt").write_text("another caption")
     assert run("../new") == ["a.mp4"]
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_moved_media_keep_the_rows_of_their_last_version(tmp_path: Path, how: str) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    versions(old, "1", "2", "3")
+    shutil.move(old, new) if how == "moved" else shutil.copytree(old, new, copy_function=shutil.copy)
+    relocate.relocate("../catalog", "../old", "../new")
+    assert run("../new") == [] and shown() == {"3"}
+
+
+def test_moved_media_keep_the_rows_of_an_earlier_version_that_was_put_back(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    versions(old, "1")
+    shutil.copytree(old, tmp_path / "backup")
+    versions(old, "22", "33")
+    shutil.copytree(tmp_path / "backup", old, dirs_exist_ok=True)
+    assert run("../old") == [] and shown() == {"1"}
+    shutil.move(old, tmp_path / "new")
+    relocate.relocate("../catalog", "../old", "../new")
+    assert run("../new") == [] and shown() == {"1"}
+
+
+def test_without_tables_the_size_is_that_of_the_last_version(tmp_path: Path) -> None:
+    versions(tmp_path / "old", "1", "22", "333")
+    for name in ("videos", "clips"):
+        shutil.rmtree(tmp_path / "catalog" / name)
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    done = relocate.relocate("../catalog", "../old", "../new")
+    assert (done.sources, done.left) == (3, []) and run("../new") == [] and shown() == {"3"}
+
+
+@pytest.mark.parametrize("damage", ["another version", "damaged"])
+def test_names_are_right_where_no_report_can_be_written(tmp_path: Path, damage: str) -> None:
+    run("../old")
+    saved, page = tmp_path / "catalog" / "run.json", tmp_path / "catalog" / "report.html"
+    before = page.read_bytes()
+    saved.write_text('{"config": {"no_such_key": 1}}' if damage == "another version" else "{")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    done = catalog.relocate("../catalog", "../old", "../new")
+    assert uris() == uris(name="clips") and str(tmp_path / "new" / "a.mp4") in uris()
+    assert damage in str(done) and "`catalog report ../catalog --preset" in str(done)
+    assert "report.html keeps the old names" in str(done) and page.read_bytes() == before
+
+
+def test_a_report_reads_no_tracks_and_no_captions(monkeypatch: pytest.MonkeyPatch) -> None:
+    run("../old")
+    monkeypatch.setattr(catalog, "render", lambda videos, clips, cfg, saved: " ".join(clips.schema.names))
+    columns = Path(catalog.report("../catalog", None, schema.load("tiny").curation)).read_text().split()
+    assert "verdict" in columns and not {"tracks", "captions"} & {*columns}
+
+
+def test_damaged_tables_are_one_sentence_and_curate_writes_them_again(tmp_path: Path) -> None:
+    run("../old")
+    for file in (tmp_path / "catalog" / "videos").glob("*.parquet"):
+        file.write_text("no table")
+    assert run("../old") == [] and len(uris()) == 3
+    for file in (tmp_path / "catalog" / "videos").glob("*.parquet"):
+        file.write_text("no table")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    with pytest.raises(EchoForgeError, match=r"videos/part-00000\.parquet' cannot be read.*run `curate` again"):
+        relocate.relocate("../catalog", "../old", "../new")
+    assert run("../new") == [] and uris()[0] == str(tmp_path / "new" / "a.mp4"), "the ledger has the new names"
+
+
+def test_a_file_that_was_missing_until_it_was_relocated_is_analysed(tmp_path: Path) -> None:
+    (tmp_path / "talks.lst").write_text("old/a.mp4\nold/later.mp4\n")
+    run("../talks.lst")
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "new" / "later.mp4").write_text("here")
+    assert relocate.relocate("../catalog", "../old", "../new").sources == 2
+    (tmp_path / "talks.lst").write_text("new/a.mp4\nnew/later.mp4\n")
+    assert run("../talks.lst") == ["later.mp4"] and shown() == {"x", "h"}
 
 
 def test_what_is_not_there_keeps_its_name_and_is_listed(tmp_path: Path) -> None:
@@ -150,13 +238,50 @@ def test_relative_names_of_earlier_catalogs_are_found_again(tmp_path: Path, monk
     where = relocate.found(uris(), "../catalog")
     assert where["old/more/c.mp4"] == str(tmp_path / "old/more/c.mp4")
     shutil.move(tmp_path / "older", tmp_path / "work" / "elsewhere")
-    with pytest.raises(EchoForgeError, match=r"older/d\.mp4.*catalog relocate ../catalog older /path/to/older"):
-        relocate.found(uris(), "../catalog")
+    assert relocate.found(uris(), "../catalog")["older/d.mp4"] == "older/d.mp4", "nowhere: reading it will say so"
     assert relocate.relocate("../catalog", "older", "elsewhere").sources == 1
     assert run("../old", "elsewhere") == []
     assert uris() == [str(tmp_path / f"old/{n}") for n in ("a.mp4", "b [x].mp4", "more/c.mp4")] + [
         str(tmp_path / "work/elsewhere/d.mp4")
     ]
+
+
+@pytest.mark.parametrize("folder", ["", "absolute"])
+def test_names_with_dots_of_earlier_catalogs_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "talks.lst").write_text("../old/a.mp4\n../old/more/c.mp4\n")
+    before = tmp_path / "lists" if folder else Path("lists")
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as then:
+        then.setattr("curation.sources.absolute", lambda name: name)
+        assert len(run(str(before / "talks.lst"), out="catalog")) == 2
+        assert uris("catalog")[0] == f"{before}/../old/a.mp4"
+    shutil.copytree("catalog", "another")
+    assert run("lists/talks.lst", out="catalog") == []
+    assert uris("catalog") == [str(tmp_path / "old" / name) for name in ("a.mp4", "more/c.mp4")]
+    shutil.move("old", "new")
+    (tmp_path / "lists" / "talks.lst").write_text("../new/a.mp4\n../new/more/c.mp4\n")
+    assert relocate.relocate("another", "old", "new").sources == 2
+    assert uris("another") == [str(tmp_path / "new" / name) for name in ("a.mp4", "more/c.mp4")]
+    assert run("lists/talks.lst", out="another") == []
+
+
+def test_relative_names_are_replaced_where_the_files_changed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as before:
+        before.setattr("curation.sources.absolute", lambda name: name)
+        run("old", "older", out="catalog")
+    monkeypatch.chdir(tmp_path / "work")
+    os.utime(tmp_path / "old" / "a.mp4", ns=(1, 1))
+    (tmp_path / "old" / "more" / "c.mp4").write_text("new")
+    assert run("../old") == ["a.mp4", "c.mp4"] and shown() == {"n", "x"}
+    here = [str(tmp_path / "old" / name) for name in ("a.mp4", "b [x].mp4", "more/c.mp4")]
+    assert uris() == uris(name="clips") == [*here, "older/d.mp4"], "each once; what was not named stays as it was"
+    assert run("../old", "../older") == [] and uris() == [*here, str(tmp_path / "older" / "d.mp4")]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

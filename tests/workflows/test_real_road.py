@@ -75,7 +75,7 @@ def _place(name: str) -> Path:
 def _detector(media: Path) -> None:
     file = media / "weights" / "face_detection_yunet_2023mar.onnx"
     if not file.is_file():
-        pytest.skip(f"YuNet is not at {file}")
+        pytest.skip(f"../shared/media/weights/{file.name} is not beside this checkout")
     shutil.copy(file, _place("yunet"))
 
 
@@ -112,7 +112,7 @@ def test_without_syncnet_good_clips_are_held_and_its_file_later_runs_sync_alone(
     shutil.copy(shared_media / "clips" / CLIPS[1], videos)
     curate = ("curate", str(videos), "--out", str(catalog), "--inline")
     said = str(run(*curate, code=None).exception)
-    assert str(weights_folder / "yunet") in said and "`python cli.py weights fetch yunet`" in said
+    assert str(weights_folder / "yunet") in said and "`weights fetch yunet`" in said
     _detector(shared_media)
 
     first = run(*curate)
@@ -278,7 +278,7 @@ def test_the_whole_road(shared_media: Path, weights_folder: Path, tmp_path: Path
         return " ".join(result.stdout.split())
 
     gather = f"negatives gather {trained} {dataset}"
-    assert f"next: python cli.py {gather} --preset {REAL}" in torchrun()
+    assert f"cli.py {gather} --preset {REAL}" in torchrun()
     run(*gather.split(), "--inline", settings=settings)
     assert "finished at step 3" in torchrun()
     clip = str(shared_media / "clips" / CLIPS[0])
