@@ -469,9 +469,18 @@ def test_a_real_process_says_the_same(line: str, world: Path, capsys: pytest.Cap
     assert snapshot(world) == before
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C counts. What a shell starts in the background ignores it, and so would the processes of a test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 LONG_RUN = "--set log.every=1 --set 'stages=[{name: s, kind: sft, steps: 1000000}]'"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("line", [f"train dataset {{small}} {LONG_RUN} --out", "demo --out"])
 def test_ctrl_c_ends_a_command_without_a_traceback(line: str, world: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
