@@ -65,7 +65,6 @@ def test_clips_are_scored_and_a_score_added_later_is_the_same(files: tuple[Path,
     assert later["aesthetic"] == clip["aesthetic"]  # the same pictures in the same batch
 
 
-@pytest.mark.numeric
 def test_pictures_are_scored_alike_alone_and_together(files: tuple[Path, Path]) -> None:
     scorer = aesthetic.Scorer(config(*files).aesthetic)
     pictures = list(np.random.default_rng(0).integers(0, 255, (3, 48, 64, 3), np.uint8))
