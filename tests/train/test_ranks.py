@@ -73,9 +73,11 @@ def final(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "step-000020" / "raw.safetensors")
 
 
+STEPS = 15  # enough after the first checkpoint for a kill to find the run at work, however busy the machine is
+LAST = f"step-{STEPS:06d}"
 VALIDATED = SMALL | {
-    "stages": "[{name: s, kind: sft, steps: 6}]", "checkpoint.every": "1", "checkpoint.keep_last": "1",
-    "log.validate_every": "3", "log.validation_samples": "3",
+    "stages": f"[{{name: s, kind: sft, steps: {STEPS}}}]", "checkpoint.every": "1", "checkpoint.keep_last": "1",
+    "log.validate_every": "5", "log.validation_samples": "3",
 }  # fmt: skip
 
 
@@ -111,7 +113,7 @@ def test_two_ranks_learn_and_validate_as_one_does(held_out: Path, undisturbed: P
     run = tmp_path / "run"
     train(held_out, run, 2, **VALIDATED)
     one, two = measured(undisturbed), measured(run)
-    assert len(two) == 6 + 3 and {"loss_ema", "loss/s0.1"} <= two[0].keys()
+    assert len(two) == STEPS + 4 and {"loss_ema", "loss/s0.1"} <= two[0].keys()
     assert [line.keys() for line in two] == [line.keys() for line in one]
     for a, b in zip(two, one, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -128,10 +130,10 @@ def test_killed_once_it_ends_bitwise_the_same(held_out: Path, undisturbed: Path,
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-    assert not (run / "step-000006").is_dir()
+    assert not (run / LAST).is_dir()
     in_this_process(held_out, run)
     for name in ("raw.safetensors", "ema.safetensors"):
-        assert (run / "step-000006" / name).read_bytes() == (undisturbed / "step-000006" / name).read_bytes(), name
+        assert (run / LAST / name).read_bytes() == (undisturbed / LAST / name).read_bytes(), name
     assert measured(run) == measured(undisturbed) and not list(run.glob("*.tmp"))
 
 
