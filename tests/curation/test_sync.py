@@ -394,7 +394,6 @@ def test_kept_real_clips_with_shifted_sound_are_in_sync_when_another_network_mea
     }
     judge = FittedSync.load(dataclasses.replace(SYNC, fitted=str(tmp_path / "1.safetensors")))
     for limits in ([], ["decide.sync_max_offset=10"]):
-        limits = ["decide.sync_min_fit_conf=4", *limits]
         decided, found = residuals_of_kept(files, tmp_path / "0.safetensors", judge, limits)
         assert len(found) >= 7
         for by_truth, by_other in found:
