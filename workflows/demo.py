@@ -120,7 +120,12 @@ def run_demo(out: Path, config: Config, *, puppets: int | None = None) -> DemoSu
         made = shard(catalog, dataset, config, watcher=Progress("shard", "tars"))
         clock.console.print(str(made), highlight=False, markup=False)
     with clock("train: SFT, negatives, NDPO"):
-        clock.console.print(str(run_cycle(dataset, run, config)), highlight=False, markup=False)
+        trained = run_cycle(dataset, run, config)
+        clock.console.print(str(trained), highlight=False, markup=False)
+    if trained.outcome.status != "finished":  # a signal: its pictures would be taken for the demo's result
+        raise EchoForgeError(
+            "the training was stopped; run the same command again, it goes on from its last checkpoint."
+        )
     with clock("generate: pictures that speak, a video with another voice"):
         generated, measured = _generate(out, run, dataset, catalog, truth, config)
     losses = of_kind(read_metrics(run / METRICS_FILE), "validation")
