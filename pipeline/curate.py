@@ -20,6 +20,7 @@ import pyarrow as pa
 from configs import folders
 from configs.errors import EchoForgeError, MissingWeights
 from configs.paths import absolute_files
+from configs.redaction import redact_address
 from curation import backends, catalog
 from curation.again import Rows, analyse_again, outdated
 from curation.analyse import analyse_video
@@ -66,7 +67,7 @@ class CurateWorker:
         with store.local_copy(uri) as path:  # one download instead of a range request per packet
             video, clips = self._analyse(str(path), payload)
         for row in (video, *clips):
-            row["source_uri"] = store.redact(uri)
+            row["source_uri"] = redact_address(uri)
         video["source_tag"] = payload.tag
         return Result({"videos": [video], "clips": clips}, float(video.get("duration_s") or 0.0), self._watch.read())
 
@@ -145,7 +146,7 @@ def curate(
     videos = videos.sort_by([("source_uri", "ascending")])
     videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file)
     report = publish(out, videos, clips, config, facts | {"notes": notes})
-    causes = [f"{store.redact(failure.key)}: {failure.cause}" for failure in aside]
+    causes = [f"{redact_address(failure.key)}: {failure.cause}" for failure in aside]
     summary = summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report, config.preset)
     return replace(summary, notes=notes)
 
@@ -281,12 +282,12 @@ def _ids_at(beside: Beside, unit: Unit, uri: str, fingerprint: str) -> Iterator[
 def _key(uri: str) -> str:
     """A remote name without credentials."""
     folder, _, name = uri.rpartition("/")
-    return store.redact(uri) if any(c in name for c in "@=&?;") else f"{_folder_key(folder)}/{name}"
+    return redact_address(uri) if any(c in name for c in "@=&?;") else f"{_folder_key(folder)}/{name}"
 
 
 @functools.lru_cache(maxsize=4096)
 def _folder_key(folder: str) -> str:
-    return store.redact(folder)
+    return redact_address(folder)
 
 
 def current(ledger: Ledger, units: list[Unit]) -> tuple[set[str], list[Failure]]:
@@ -324,7 +325,7 @@ def _with_quarantine(videos: pa.Table, aside: list[Failure]) -> pa.Table:
     """A row for every file that was given up: nothing disappears."""
     rows = [
         {
-            "source_uri": store.redact(failure.key),
+            "source_uri": redact_address(failure.key),
             "verdict": "error",
             "error_stage": "quarantine",
             "error": failure.cause,

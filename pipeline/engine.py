@@ -28,9 +28,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from configs.errors import EchoForgeError, MissingWeights
+from configs.redaction import redact
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.ledger import Failure, Finished, Ledger, Result, Unit, code_version
-from pipeline.store import StoreError, redact
+from pipeline.store import StoreError
 
 
 class EngineError(EchoForgeError):

@@ -3,7 +3,7 @@
 Whatever is written appears whole or not at all: on a disk by temporary file, fsync and rename; in an object store by
 spooling to a local file and one upload, which the store shows only when its last part has arrived. What may be
 repeated is retried with growing pauses. Credentials come from the environment (``AWS_*``, ``FSSPEC_*``) and never
-from a configuration; :func:`redact` takes them out of whatever is logged or saved.
+from a configuration; `configs.redaction` takes them out of whatever is logged or saved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -31,6 +30,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
 from configs.paths import is_remote
+from configs.redaction import redact
 
 T = TypeVar("T")
 
@@ -354,41 +354,3 @@ def parquet(url: str) -> Iterator[pq.ParquetFile]:
     fs, path = filesystem(url)
     with fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
         yield file
-
-
-_USERINFO = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
-_SIGNED = re.compile(
-    r"(?P<key>[?&;](?:[^=&\s'\"]*(?:signature|token|secret|credential|password|accesskeyid|api_?key|sig|auth)[^=&\s'\"]*))"
-    r"=[^&\s'\"]+",
-    re.IGNORECASE,
-)
-_ASSIGNED = re.compile(
-    r"(?P<key>(?:secret|token|password|passwd|api_?key|access_?key(?:_?id)?|account_?key|connection_string|credentials?)"
-    r"[A-Za-z_]*['\"]?\s*[=:]\s*)(?P<quote>['\"]?)[^\s'\",}&]+",
-    re.IGNORECASE,
-)
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
-_SECRET_NAME = re.compile(
-    r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|ACCOUNT_KEY|API_KEY|CONNECTION_STRING|^FSSPEC_\w+_KEY$", re.IGNORECASE
-)
-
-
-@cache
-def _secrets(names: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    values = {value for name, value in names if len(value) >= 8 and _SECRET_NAME.search(name)}
-    return tuple(sorted(values, key=len, reverse=True))
-
-
-def redact(text: str) -> str:
-    """``text`` without credentials.
-
-    Taken out: user and password of URLs, signed query values, ``secret=…`` assignments (as in a printed
-    ``storage_options``), AWS key ids, and the values of environment variables whose names say that they are secret.
-    """
-    text = _USERINFO.sub(r"\g<scheme>***@", text)
-    text = _SIGNED.sub(r"\g<key>=***", text)
-    text = _ASSIGNED.sub(r"\g<key>\g<quote>***", text)
-    text = _KEY_ID.sub("***", text)
-    for value in _secrets(tuple(os.environ.items())):
-        text = text.replace(value, "***")
-    return text

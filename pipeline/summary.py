@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from configs import schema, strict
 from configs.errors import EchoForgeError
 from configs.program import command
+from configs.redaction import redact_address
 from curation.catalog import VERDICTS
 from curation.reasons import CATALOG, reason
 from curation.report import render
@@ -240,12 +241,12 @@ def count(column: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _redacted(value: Any) -> Any:
-    """The same tree with no credentials in its texts."""
+    """The same tree with no credentials in its addresses."""
     if isinstance(value, dict):
         return {key: _redacted(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_redacted(item) for item in value]
-    return store.redact(value) if isinstance(value, str) else value
+    return redact_address(value) if isinstance(value, str) else value
 
 
 def _version(name: str) -> str:
