@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperCommand
+from typer.exceptions import TyperException
+from typer.rich_utils import rich_format_error
 
 # The packages beside this file are meant, whatever the working directory or PYTHONPATH holds.
 _ROOT = str(Path(__file__).resolve().parent)
@@ -24,7 +24,9 @@ from pipeline.worker_entry import own_packages_first  # noqa: E402
 sys.path.remove(_ROOT)
 own_packages_first(_ROOT)
 
+from configs.console import Terminal, take_any_text  # noqa: E402
 from configs.errors import EchoForgeError  # noqa: E402
+from configs.shown import visible  # noqa: E402
 
 
 class LongCommand(TyperCommand):
@@ -37,7 +39,7 @@ class LongCommand(TyperCommand):
         """Print the line, then run the command."""
         if os.environ.get("RANK", "0") == "0":
             names = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
-            Console(stderr=True).print(f"{names}: starting; this takes some seconds …", highlight=False)
+            Terminal(stderr=True).print(f"{names}: starting; this takes some seconds …")
         return super().invoke(ctx)
 
 
@@ -71,7 +73,7 @@ app.add_typer(negatives_app, name="negatives", rich_help_panel="Groups")
 app.add_typer(sync_app, name="sync", rich_help_panel="Groups")
 app.add_typer(weights_app, name="weights", rich_help_panel="Groups")
 
-console = Console()
+console = Terminal()
 
 Preset = Annotated[
     str | None,
@@ -102,7 +104,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from pipeline.ledger import code_version
 
-        console.print(f"echoforge {code_version()}", highlight=False)
+        console.print(f"echoforge {code_version()}")
         raise typer.Exit
 
 
@@ -134,7 +136,7 @@ def _overrides(ctx: typer.Context, overrides: list[str] | None) -> list[str]:
 
 
 def _note(sentence: str) -> None:
-    Console(stderr=True).print(f"[yellow]note:[/yellow] {escape(sentence)}", highlight=False, soft_wrap=True)
+    Terminal(stderr=True).note(sentence)
 
 
 def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: list[str] | None) -> Any:
@@ -156,15 +158,10 @@ def _ray(ctx: typer.Context, address: str | None) -> str | None:
     return chosen
 
 
-def _say(text: str) -> None:
-    """Print a line as it is: names of files may hold what the console would take for markup."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    table = Table(*columns, title=escape(title), title_justify="left", header_style="bold")
+    table = Table(*columns, title=title, title_justify="left", header_style="bold")
     for row in rows:
-        table.add_row(*("" if value is None else escape(str(value)) for value in row))
+        table.add_row(*("" if value is None else str(value) for value in row))
     console.print(table)
 
 
@@ -411,7 +408,7 @@ def catalog_report(
     from pipeline import catalog as ops
 
     target = None if out is None else str(out)
-    _say(f"report: {ops.report(catalog, target, _config_of(catalog, ctx, preset, set_).curation)}")
+    console.say(f"report: {ops.report(catalog, target, _config_of(catalog, ctx, preset, set_).curation)}")
 
 
 # ------------------------------------------------------------------------------------------------- shards
@@ -468,7 +465,7 @@ def shards_add(
 
     config, watcher = _config(ctx, preset, set_), Progress(field, "tars")
     count = add(dataset, field, config, inline=inline, ray_address=_ray(ctx, ray_address), watcher=watcher)
-    _say(f"{dataset}: {field} added to {count} samples.")
+    console.say(f"{dataset}: {field} added to {count} samples.")
 
 
 @shards_app.command("merge", cls=LongCommand)
@@ -478,7 +475,7 @@ def shards_merge(
     """Join datasets without encoding anything again."""
     from pipeline.shards_edit import merge
 
-    _say(f"{out}: {merge(datasets, out)} samples.")
+    console.say(f"{out}: {merge(datasets, out)} samples.")
 
 
 @shards_app.command("split", cls=LongCommand)
@@ -493,7 +490,7 @@ def shards_split(
     """Copy some splits or buckets into a dataset of their own."""
     from pipeline.shards_edit import split as run
 
-    _say(f"{out}: {run(dataset, out, splits=split or [], buckets=bucket or [])} samples.")
+    console.say(f"{out}: {run(dataset, out, splits=split or [], buckets=bucket or [])} samples.")
 
 
 # ----------------------------------------------------------------------------------------------- negatives
@@ -553,13 +550,11 @@ def negatives_review(
     folder = _negatives_folder(run, stage)
     server = serve(folder, f"Negatives of {folder.name}", port)
     count = tables.samples(folder).num_rows
-    console.print(
-        f"{count} samples: open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.", highlight=False
-    )
+    console.print(f"{count} samples: open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.")
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        _say(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}")
+        console.say(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}")
 
 
 @negatives_app.command("stats", cls=LongCommand)
@@ -583,7 +578,7 @@ def negatives_export(
     """Write a CSV for a spreadsheet: fill verdict, issue and reviewer, then `negatives import` it."""
     from curation.review import tables
 
-    _say(f"{out}: {tables.to_csv(_negatives_folder(run, stage), out)} samples.")
+    console.say(f"{out}: {tables.to_csv(_negatives_folder(run, stage), out)} samples.")
 
 
 @negatives_app.command("import", cls=LongCommand)
@@ -639,7 +634,7 @@ def sync_fit(
             progress=lambda step, steps, loss: status.update(f"fitting: step {step} of {steps}, loss {loss:.3f}"),
         )  # fmt: skip
     for line in left_out:
-        _say(f"left out: {line}")
+        console.say(f"left out: {line}")
     _print_table(str(out), ["card", ""], [[name, value] for name, value in report.card.items()])
 
 
@@ -719,7 +714,7 @@ def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes
     from workflows.play import serve
 
     server = serve(folder, port)
-    console.print(f"open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.", highlight=False)
+    console.print(f"open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.")
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 
@@ -743,17 +738,17 @@ def weights_list(
     config = _config(ctx, preset, set_)
     needed = weights.needs(schema.to_mapping(config))
     if urls:
-        print(weights_list.urls(needed))
+        console.say(weights_list.urls(needed))
         return
     if not needed:
         console.print(f"The preset '{config.preset}' needs no pretrained file.")
         return
-    print(weights_list.render(config.preset, needed, console.width))
+    console.say(weights_list.render(config.preset, needed, console.width))
     if any(weights_list.is_bad(need.state) for need in needed):
         named = preset or ctx.obj["preset"]
         options = [*(["--preset", named] if named else []), *(f"--set={s}" for s in [*ctx.obj["set"], *(set_ or [])])]
-        print(f"\nGet what is missing: {command('weights', 'fetch', *options)}")
-        print("or point a key at your copy: --set KEY=PATH")
+        console.say(f"\nGet what is missing: {command('weights', 'fetch', *options)}")
+        console.say("or point a key at your copy: --set KEY=PATH")
 
 
 @weights_app.command("fetch", cls=LongCommand)
@@ -789,7 +784,7 @@ def weights_fetch(
         console.print("Nothing to fetch.")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Terminal(stderr=True)) as progress:
 
         def begin(file: weights.WeightFile) -> Callable[[int, int], None]:
             task = progress.add_task(file.name, total=file.bytes or file.derived_bytes)
@@ -797,7 +792,7 @@ def weights_fetch(
 
         came = weights.fetch_all(files, begin)
     for path in came:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
 
 
 @weights_app.command("check", cls=LongCommand)
@@ -813,20 +808,31 @@ def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -
     for need in needed:
         state = weights.check(need.known, need.path) if need.known and need.path else need.state
         bad += weights_list.is_bad(state)
-        print(weights_list.checked(need, state), flush=True)
+        console.say(weights_list.checked(need, state))
     if bad:
-        print(f"{bad} of {len(needed)} files are missing or differ; they belong in {weights.folder().absolute()}.")
+        console.say(
+            f"{bad} of {len(needed)} files are missing or differ; they belong in {weights.folder().absolute()}."
+        )
         raise typer.Exit(3)
 
 
 def main() -> None:
     """Run the command line; a mistake that a user can mend ends in one sentence and exit code 2, 3 or 4."""
+    take_any_text()
+    terminal = Terminal(stderr=True)
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except EchoForgeError as error:
-        message = f"[bold red]error:[/bold red] {escape(str(error))}"
-        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
+        terminal.error(str(error))
         sys.exit(error.exit_code)
+    except TyperException as error:  # of the command line itself; names of files in it come from outside, too
+        sentence = visible(error.format_message())
+        error.format_message = lambda: sentence  # type: ignore[method-assign]
+        rich_format_error(error)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        terminal.crash(error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from configs import folders
 from configs.errors import EchoForgeError
+from configs.shown import one_line
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.decide import RuleResult
@@ -47,7 +48,7 @@ class Status:
         if self.progress:
             lines.append(f"last run: {self.progress['done']} of {self.progress['total']} videos done")
         for kind, found in (("error", self.errors), ("quarantined", self.quarantined)):
-            lines += [f"{kind}: {uri}: {sentence}" for uri, sentence in found[:50]]
+            lines += [f"{kind}: {one_line(uri)}: {one_line(sentence)}" for uri, sentence in found[:50]]
             if len(found) > 50:
                 lines.append(f"… and {len(found) - 50} more")
         if self.quarantined:
@@ -55,9 +56,6 @@ class Status:
         if self.standing:
             lines += self.standing.next_steps(files_shown=True)
         return "\n".join(lines)
-
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,6 @@ class Explanation:
                 f"  {'ok  ' if r.passed else r.outcome:<6} {r.code:<14} {score!s:>14} {r.op:>6} {limit:<8} {r.sentence}"
             )
         return "\n".join(lines)
-
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
 
 
 def _faces(row: Mapping[str, Any]) -> list[str]:

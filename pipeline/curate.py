@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from configs import folders
+from configs.console import Terminal
 from configs.errors import EchoForgeError, MissingWeights
 from configs.paths import absolute_files
 from configs.redaction import redact_address
@@ -31,7 +32,7 @@ from curation.sources import Source, expand
 from pipeline import engine, relocate, reuse, store, tables
 from pipeline.config import PipelineConfig
 from pipeline.ledger import Failure, Ledger, Result, Unit, unit_id
-from pipeline.progress import Progress, plain_console
+from pipeline.progress import Progress
 from pipeline.redecide import carried
 from pipeline.summary import CurateSummary, publish, summarise
 from pipeline.timing import Stopwatch, timed
@@ -125,11 +126,11 @@ def curate(
     if unscored and not _scored_before(out, ledger, units, retry_failed, unscored):
         cfg = usable
         ledger = Ledger(ledger.root, TABLES, backends.parameters(cfg))
-        plain_console(quiet).print(_unscored(cfg, unscored), markup=False, highlight=False, soft_wrap=True)
+        Terminal(stderr=True, quiet=quiet).say(_unscored(cfg, unscored))
     else:
         unscored = None
     units = _with_earlier(ledger, units, quiet)
-    watcher = Progress("curate", "videos", store.join(out, "status.json"), plain_console(quiet))
+    watcher = Progress("curate", "videos", store.join(out, "status.json"), Terminal(stderr=True, quiet=quiet))
     execution = pipeline_cfg.execution
     outcome = engine.run(
         units, functools.partial(CurateWorker, absolute_files(cfg)), ledger, execution.curate, execution,
@@ -152,7 +153,7 @@ def curate(
 
 
 def _say(line: str) -> None:
-    plain_console().print(line, markup=False, highlight=False, soft_wrap=True)
+    Terminal(stderr=True).say(line)
 
 
 def _nothing(line: str) -> None:
@@ -342,10 +343,10 @@ def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
     missing = [unit for unit in units if unit.id not in done]
     earlier = reuse.find(ledger, missing, outdated) if missing else {}
     changed = reuse.changes(ledger)
-    say = plain_console(quiet)
+    terminal = Terminal(stderr=True, quiet=quiet)
     if missing:  # here and not in the workers: once per run
         for note in backends.notes():
-            say.print(note, markup=False, highlight=False, soft_wrap=True)
+            terminal.say(note)
     if missing and (changed or earlier) and not quiet:
         if changed:
             _say(f"changed since the last run: {', '.join(changed)}.")

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from configs.console import Terminal
+from configs.shown import one_line
 from pipeline import store
 from pipeline.engine import Receipt
 from pipeline.ledger import Failure
@@ -28,9 +28,9 @@ _OPERATORS = 8  # shown, the dearest first
 class Progress:
     """An `engine.Watcher`. ``noun`` names the units; ``status`` is where ``status.json`` goes (None: nowhere)."""
 
-    def __init__(self, title: str, noun: str, status: str | None = None, console: Console | None = None) -> None:
+    def __init__(self, title: str, noun: str, status: str | None = None, console: Terminal | None = None) -> None:
         self._title, self._noun, self._status = title, noun, status
-        self._console = console or Console(stderr=True)
+        self._console = console or Terminal(stderr=True)
         self._live: Live | None = None
         self._total = self._before = self._done = 0
         self._share = 0.0  # of the work that was missing
@@ -93,7 +93,7 @@ class Progress:
     def failed(self, failure: Failure) -> None:
         """A unit went into quarantine."""
         self._failures.append(failure)
-        self._print(f"set aside: {failure.key}: {failure.cause}")
+        self._print(f"set aside: {one_line(failure.key)}: {one_line(failure.cause)}")
 
     def end(self) -> None:
         """No more units."""
@@ -168,16 +168,11 @@ class Progress:
     def _print(self, text: str, wrap: bool = False) -> None:
         """``wrap``: between words at the terminal's width; what names files stays whole, to be copied."""
         whole = not (wrap and self._console.is_terminal)
-        self._console.print(text, highlight=False, markup=False, soft_wrap=whole)
+        self._console.print(text, soft_wrap=whole)
 
     def _write(self) -> None:
         if self._status:
             store.write_bytes(self._status, json.dumps(self.facts(), indent=1).encode())
-
-
-def plain_console(quiet: bool = False) -> Console:
-    """Where progress goes: standard error, so that results can be piped."""
-    return Console(file=sys.stderr, quiet=quiet)
 
 
 def _clock(seconds: float) -> str:

@@ -56,9 +56,6 @@ class Redecision:
             lines += [_row(rule, *counts) for rule, counts in by_change]
         return "\n".join([*lines, f"report: {self.report}", *self.standing.next_steps()])
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 def _row(name: str, before: int, now: int) -> str:
     return f"  {name:<16}{before:>8}{now:>8}{now - before:>+8}"

@@ -59,9 +59,6 @@ class Relocation:
             lines.append(self.note)
         return "\n".join(lines)
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 def relocate(catalog_dir: str, old: str, new: str) -> Relocation:
     """Name the sources below ``old`` as they are called below ``new``; an interrupted run is continued by the same one.

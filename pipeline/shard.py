@@ -24,6 +24,7 @@ from configs import difference, folders, strict
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE, SCHEMA_VERSION
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
+from configs.shown import one_line
 from curation.catalog import CLIPS, FPS, VIDEOS
 from model.config import ModelConfig
 from pipeline import card, engine, identity, relocate, shard_plan, store, superseded, tables, texts
@@ -82,10 +83,7 @@ class ShardSummary:
             f"splits: {splits}",
             "buckets: " + ", ".join(f"{name} {count}" for name, count in self.by_bucket.items()),
         ]
-        return "\n".join(lines + [f"left out: {cause}" for cause in self.failed[:20]])
-
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
+        return "\n".join(lines + [f"left out: {one_line(cause)}" for cause in self.failed[:20]])
 
 
 class ShardWorker:

@@ -37,9 +37,6 @@ class Inspection:
     def __str__(self) -> str:
         return "\n".join([f"{self.video}\n{self.picture}", *(f"{key}: {value}" for key, value in self.facts.items())])
 
-    def __rich__(self) -> str:
-        return str(self)
-
 
 def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspection:
     """Write ``out/<id>.mp4`` (latents decoded, stored sound) and ``out/<id>.png``.

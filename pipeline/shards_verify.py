@@ -58,9 +58,6 @@ class VerifyReport:
             [head + ("all right" if self.ok else f"{len(self.problems)} problems"), *map(str, self.problems)]
         )
 
-    def __rich__(self) -> str:
-        return str(self)
-
 
 def verify(dataset: str) -> VerifyReport:
     """Compare every tar with the index: members, digests, shapes, finite values, JSON and text, splits.

@@ -188,9 +188,6 @@ class CurateSummary:
             lines.append(f"report: {self.report}")
         return "\n".join(lines)
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dict[str, Any]) -> str:
     """Write ``run.json`` and the report of decided tables; returns where the report is."""

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from configs.shown import visible
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -89,7 +91,7 @@ class Log:
 
     def __init__(self, out: Path | None, say: Callable[[str], None] | None = None) -> None:
         self.path = out / METRICS_FILE if out is not None else None
-        self.say = say if say is not None and out is not None else (lambda _: None)
+        self.say = (lambda line: say(visible(line))) if say is not None and out is not None else (lambda _: None)
 
     def rewind(self, step: int) -> None:
         """Drop the lines of steps after ``step``: they will be done again."""

@@ -64,9 +64,6 @@ class TrainPlan:
             lines.append(f"stage {name} ({kind}): {work}")
         return "\n".join(lines)
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 def plan(dataset: str | Path | None, model_cfg: ModelConfig, cfg: TrainConfig) -> TrainPlan:
     """Plan a run on the buckets of ``dataset``, or at 113 × 480 × 832 (the paper's length, Wan's 480p) without one.

@@ -33,9 +33,6 @@ class CycleSummary:
         lines = [*self.gathered, f"run {o.checkpoint.parent}: {words} at step {o.step}; checkpoint {o.checkpoint.name}"]
         return "\n".join(lines + ([self.next_step] if self.next_step else []))
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 def run_cycle(
     dataset: str,

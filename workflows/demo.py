@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from configs import reviews
+from configs.console import Terminal
 from configs.dataset_schema import INDEX_FILE
 from configs.errors import EchoForgeError
 from configs.folders import check_out
@@ -74,7 +75,7 @@ class DemoSummary:
             table.add_column(name)
         for check in self.checks:
             table.add_row(
-                check.name, check.value, check.bar, "[green]ok[/green]" if check.passed else "[red]missed[/red]"
+                check.name, check.value, check.bar, Text("ok", "green") if check.passed else Text("missed", "red")
             )
         minutes = sum(seconds for _, seconds in self.timings) / 60
         table.caption = f"{minutes:.1f} minutes. Open {self.page}"
@@ -85,12 +86,12 @@ class DemoSummary:
 class _Clock:
     """Says what is being done and remembers how long it took."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self.console, self.timings = console, list[tuple[str, float]]()
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        self.console.rule(f"[bold]{what}", align="left")
+        self.console.rule(Text(what, "bold"), align="left")
         started = time.monotonic()
         yield
         self.timings.append((what, time.monotonic() - started))
@@ -105,7 +106,7 @@ def run_demo(out: Path, config: Config, *, puppets: int | None = None) -> DemoSu
     if config.model.codec.kind != "dct":
         raise EchoForgeError("demo shows the puppet world and needs the tiny preset; leave --preset out.")
     check_out(out, "demo")
-    clock = _Clock(Console(stderr=True))
+    clock = _Clock(Terminal(stderr=True))
     videos, run = out / "videos", out / "run"
     dataset, catalog = str(out / "dataset"), str(out / "catalog")
     out.mkdir(parents=True, exist_ok=True)
@@ -115,13 +116,13 @@ def run_demo(out: Path, config: Config, *, puppets: int | None = None) -> DemoSu
         config, card = _fitted(out / "sync.safetensors", config)
     with clock("curate: what is a good clip, and why not"):
         curated = curate([str(videos)], catalog, config)
-        clock.console.print(curated.outcome(), highlight=False, markup=False)
+        clock.console.print(curated.outcome())
     with clock("shard: latents, text, sound, masks in tars"):
         made = shard(catalog, dataset, config, watcher=Progress("shard", "tars"))
-        clock.console.print(str(made), highlight=False, markup=False)
+        clock.console.print(str(made))
     with clock("train: SFT, negatives, NDPO"):
         trained = run_cycle(dataset, run, config)
-        clock.console.print(str(trained), highlight=False, markup=False)
+        clock.console.print(str(trained))
     if trained.outcome.status != "finished":  # a signal: its pictures would be taken for the demo's result
         raise EchoForgeError(
             "the training was stopped; run the same command again, it goes on from its last checkpoint."

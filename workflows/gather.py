@@ -58,9 +58,6 @@ class GatherSummary:
         issues = ", ".join(f"{n} {issue}" for issue, n in sorted(self.by_issue.items())) or "none"
         return f"{self.folder}: {self.samples} samples gathered, {self.flagged} flagged ({issues})"
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 class GatherWorker:
     """Generates and measures. Built once per process: network and codec load once."""

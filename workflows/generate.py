@@ -56,9 +56,6 @@ class GenerateSummary:
         )
         return f"{line}\nwarning: {self.warning}" if self.warning else line
 
-    def __rich__(self) -> str:
-        return str(self).replace("[", r"\[")
-
 
 def generate(
     checkpoint: str | Path,

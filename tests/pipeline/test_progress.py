@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from configs.console import Terminal
 from pipeline.engine import Done, Receipt
 from pipeline.ledger import Failure
 from pipeline.progress import Progress
 
 
-def watched(console: Console, status: Path) -> Progress:
+def watched(console: Terminal, status: Path) -> Progress:
     progress = Progress("curate", "videos", str(status), console)
     progress.begin(12, 2)
     progress.linked("http://127.0.0.1:8265")
@@ -29,7 +29,7 @@ def watched(console: Console, status: Path) -> Progress:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_the_same_facts_for_people_and_for_programs(tmp_path: Path, terminal: bool) -> None:
     text = io.StringIO()
-    progress = watched(Console(file=text, force_terminal=terminal, width=110), tmp_path / "status.json")
+    progress = watched(Terminal(file=text, force_terminal=terminal, width=110), tmp_path / "status.json")
     if terminal:
         words, deadline = ("6/12", "ETA", "faces 75%", "text 25%", "700 MB", "8265", "1 of 2"), time.monotonic() + 60
         while not all(word in text.getvalue() for word in words) and time.monotonic() < deadline:
@@ -52,14 +52,14 @@ def test_the_same_facts_for_people_and_for_programs(tmp_path: Path, terminal: bo
 
 
 def test_the_time_left_follows_the_work_and_not_the_count(tmp_path: Path) -> None:
-    progress = watched(Console(quiet=True), tmp_path / "status.json")
+    progress = watched(Terminal(quiet=True), tmp_path / "status.json")
     facts = progress.facts()
     assert facts["eta_s"] == pytest.approx(facts["elapsed_s"] * 0.6 / 0.4, rel=0.01)
 
 
 def test_the_time_that_starting_takes_is_not_in_the_time_left(tmp_path: Path) -> None:
     """Ray and the networks start once; counted in, the first receipt of a short run promises minutes."""
-    progress = Progress("curate", "videos", None, Console(quiet=True))
+    progress = Progress("curate", "videos", None, Terminal(quiet=True))
     progress.begin(2, 0)
     progress.update(None, 0, 2)
     time.sleep(0.5)
