@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -76,14 +76,18 @@ def _json_boxes(boxes: list[list[float]]) -> list[list[float] | None]:
     return [None if box[0] != box[0] else [round(v, 2) for v in box] for box in boxes]
 
 
+SMALL_FIRST = ("train", "val", "negatives", "test")
+"""The order in which a small dataset fills its splits: `train` needs samples and a held-out loss, its next stage negatives."""
+
+
 def split_groups(
     clips: Iterable[Mapping[str, Any]], cfg: ShardsConfig, taken: Mapping[str, str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Group of every video and split of every group.
 
     Videos that share a speaker are one group. A group keeps the split it had in earlier generations (``taken``, by
-    group or by video); a new one is placed by hash. When a split that is asked for would be empty, and `train` has
-    more than one group, the group of `train` whose hash is nearest goes there.
+    group or by video); a new one is placed by hash. A split that is asked for and would be empty then gets a new
+    group: from the split that holds the most, or from one that comes later in :data:`SMALL_FIRST`.
 
     Returns:
         (video_id → group, group → split).
@@ -103,10 +107,14 @@ def split_groups(
     old = set(split)
     for group in sorted(set(group_of.values()) - set(split)):
         split[group] = _place(_unit_hash(cfg.seed, group), shares)
-    for name in [n for n, share in shares.items() if share > 0 and n not in split.values() and n not in taken.values()]:
-        spare = [g for g, s in split.items() if s == "train" and g not in old]
-        if sum(s == "train" for s in split.values()) > 1 and spare:
-            split[min(spare, key=lambda g: _unit_hash(cfg.seed, f"{name}:{g}"))] = name
+    wanted = [name for name in SMALL_FIRST if name == "train" or shares.get(name, 0) > 0]
+    for at, name in enumerate(wanted):
+        if name in split.values() or name in taken.values():
+            continue
+        held = Counter(split.values())
+        spare = [g for g, s in split.items() if g not in old and (held[s] > 1 or s in wanted[at + 1 :])]
+        if spare:
+            split[min(spare, key=lambda g: (-held[split[g]], _unit_hash(cfg.seed, f"{name}:{g}")))] = name
     return group_of, split
 
 

@@ -90,3 +90,12 @@ def test_a_person_is_in_one_split_also_in_later_generations(pairs: list[tuple[in
     taken = {video: split_of[group] for video, group in group_of.items()}
     later, again = shard_plan.split_groups([*clips, {"video_id": "new", "speaker": None}], REAL.shards, taken)
     assert all(again[later[video]] == split for video, split in taken.items())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8])
+def test_few_videos_fill_the_splits_in_the_order_of_their_use(count: int) -> None:
+    """With four videos `train` found no validation sample and stopped."""
+    for series in range(50):
+        clips = [{"video_id": f"{series}-{number}", "speaker": None} for number in range(count)]
+        filled = set(shard_plan.split_groups(clips, REAL.shards, {})[1].values())
+        assert filled >= set(shard_plan.SMALL_FIRST[:count])
