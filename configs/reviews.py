@@ -19,6 +19,8 @@ The rule:
 7. A sample without any vote is open. Where flags are accepted (`train` without ``--review``) an open sample with a flag
    is negative, whole, with the issue of its most severe flag (a tie: the first in the order of `ISSUES`), and one
    without is fine.
+8. Reviews are stamped by the machine that records them. A part with a time more than :data:`AHEAD` ahead of this
+   machine's clock is refused, because its votes would win over all that people say until then.
 """
 
 from __future__ import annotations
@@ -26,18 +28,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from configs import members
 from configs.dataset_schema import ISSUES, REVIEWS, VERDICTS
 from configs.errors import EchoForgeError
+from configs.shown import one_line
 
 FOLDER = "reviews"
 NEEDED = ("negative_id", "verdict", "reviewer", "time")
 """Columns that a part must have; the others are null where they are missing."""
+AHEAD = timedelta(days=1)
+"""Clocks of people's machines differ by less, also where one of them takes local time for UTC."""
+# A part is one import or one click. The largest import is a table of all samples: thousands of rows of 100 bytes.
+_MOST_BYTES, _MOST_ROWS = 64 << 20, 1_000_000
 
 Frames = tuple[tuple[int, int | None], ...]
 """Half-open ranges of video frames, in order and apart from each other; an end of None is the clip's end."""
@@ -92,22 +102,49 @@ def read_part(path: Path) -> pa.Table:
         EchoForgeError: as :func:`read`.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        if missing := [name for name in NEEDED if name not in table.schema.names]:
-            raise EchoForgeError(f"the reviews in {path} have no column '{missing[0]}'; correct or remove the file.")
-        columns = [
-            table[field.name] if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
-            for field in REVIEWS
-        ]
-        table = pa.table(columns, names=REVIEWS.names).cast(REVIEWS)
-    except (pa.ArrowException, OSError) as error:
+        table = _part(path)
+        rows = table.to_pylist()
+    # ValueError, OverflowError: times that Python has no date for
+    except (members.BadMember, pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise EchoForgeError(f"the reviews in {path} cannot be read ({error}); correct or remove the file.") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        check(row, f"{path} row {number} ({row['negative_id']})")
+    latest = datetime.now(UTC) + AHEAD
+    for number, row in enumerate(rows, 1):
+        where = f"{path} row {number} ({short(row['negative_id'])})"
+        check(row, where)
         if row["time"] is None:
-            raise EchoForgeError(f"{path} row {number} ({row['negative_id']}): no time; correct or remove the file.")
+            raise EchoForgeError(f"{where}: no time; correct or remove the file.")
+        if row["time"] > latest:
+            raise EchoForgeError(f"{where}: its time {row['time']:%Y-%m-%d %H:%M} is yet to come; set this machine's "
+                                 "clock, or correct or remove the file.")  # fmt: skip
     return table
+
+
+def _part(path: Path) -> pa.Table:
+    """The table of a part, with the columns of `REVIEWS`; links, pipes and devices are not followed."""
+    data = pa.BufferReader(members.read(path.parent, path.name, most=_MOST_BYTES))
+    metadata = pq.read_metadata(data)
+    names = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    if missing := [name for name in NEEDED if name not in names]:
+        raise EchoForgeError(f"the reviews in {path} have no column '{missing[0]}'; correct or remove the file.")
+    sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+    table = None
+    if metadata.num_rows <= _MOST_ROWS and sum(sizes) <= _MOST_BYTES:
+        # As dictionaries: a long text in a million rows is a few bytes in the file, and its length in each row later.
+        texts = [field.name for field in REVIEWS if field.name in names and pa.types.is_string(field.type)]
+        table = pq.read_table(data, columns=[name for name in REVIEWS.names if name in names], read_dictionary=texts)
+    if table is None or sum(map(_length, table.columns)) > _MOST_BYTES:
+        raise EchoForgeError(f"the reviews in {path} are too many for one file; correct or remove it.")
+    columns = [table[field.name] if field.name in names else pa.nulls(table.num_rows, field.type) for field in REVIEWS]
+    table = pa.table(columns, names=REVIEWS.names).cast(REVIEWS)
+    table.validate(full=True)  # text that is no UTF-8
+    return table
+
+
+def _length(column: pa.ChunkedArray) -> int:
+    """Bytes of the text of a column of dictionaries; 0 for other columns."""
+    if not pa.types.is_dictionary(column.type):
+        return 0
+    return sum(pc.sum(pc.binary_length(part.dictionary).take(part.indices)).as_py() or 0 for part in column.chunks)
 
 
 def check(row: Mapping[str, Any], where: str) -> None:
@@ -117,18 +154,42 @@ def check(row: Mapping[str, Any], where: str) -> None:
         where: how the error names the row.
 
     Raises:
-        EchoForgeError: an unknown verdict or issue, no reviewer, or an empty range of frames.
+        EchoForgeError: no sample or reviewer named, an unknown verdict or issue, a value of another type than its column,
+            or an empty range of frames.
     """
+    for name in ("negative_id", "verdict", "issue", "reviewer", "note"):
+        if not _is_text(row.get(name)):
+            raise EchoForgeError(f"{where}: {name} is no text.")
+    if not row.get("negative_id"):
+        raise EchoForgeError(f"{where}: no sample is named.")
     if row.get("verdict") not in VERDICTS:
-        raise EchoForgeError(f"{where}: verdict '{row.get('verdict')}' is not one of {', '.join(VERDICTS)}.")
+        raise EchoForgeError(f"{where}: verdict '{short(row.get('verdict'))}' is not one of {', '.join(VERDICTS)}.")
     if row.get("issue") is not None and row["issue"] not in ISSUES:
-        raise EchoForgeError(f"{where}: issue '{row['issue']}' is not one of {', '.join(ISSUES)}.")
+        raise EchoForgeError(f"{where}: issue '{short(row['issue'])}' is not one of {', '.join(ISSUES)}.")
+    for name in ("frame_start", "frame_end"):
+        value = row.get(name)
+        if value is not None and (type(value) is not int or not -(2**31) <= value < 2**31):
+            raise EchoForgeError(f"{where}: {name} is no whole number that a frame can have.")
     start, end = row.get("frame_start"), row.get("frame_end")
     low = 0 if start is None else start
     if low < 0 or (end is not None and end <= low):
         raise EchoForgeError(f"{where}: frames [{low}, {'end' if end is None else end}) are empty or negative.")
     if not row.get("reviewer"):
         raise EchoForgeError(f"{where}: no reviewer.")
+
+
+def _is_text(value: Any) -> bool:
+    """Text that a table can hold (no lone surrogates), or none."""
+    try:
+        return value is None or bool(isinstance(value, str) and value.encode("utf-8") is not None)
+    except UnicodeEncodeError:
+        return False
+
+
+def short(value: object) -> str:
+    """A value from outside for a sentence."""
+    text = one_line(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def latest(reviews: pa.Table) -> list[dict[str, Any]]:

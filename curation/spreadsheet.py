@@ -1,13 +1,45 @@
-"""CSV files as spreadsheets save them: commas, semicolons (where the comma is the decimal sign) or tabs, in UTF-8."""
+"""CSV files as spreadsheets save them: commas, semicolons (where the comma is the decimal sign) or tabs, in UTF-8.
+
+A spreadsheet takes a cell that begins with ``= + - @`` for a formula, which may start programs or send cells away; so what
+is written has an apostrophe before such text, and :func:`plain` takes it off again
+(https://owasp.org/www-community/attacks/CSV_Injection).
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from configs.errors import EchoForgeError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What begins a formula, in full width, too; white space that is passed over before it. Where a spreadsheet splits at
+# semicolons or tabs, a cell also begins behind each of them and, quoted or not, in each line.
+_FORMULA = "=+\\-@\uff1d\uff0b\uff0d\uff20"
+_BARE = re.compile(f"^(?='*[{_FORMULA}\\t\\r\\n])|(?<=[;\\t\\r\\n])(?='*[{_FORMULA}])")
+_QUOTED = re.compile(f"^'(?='*[{_FORMULA}\\t\\r\\n])|(?<=[;\\t\\r\\n])'(?='*[{_FORMULA}])")
+
+
+def escaped(text: str) -> str:
+    """``text`` with an apostrophe wherever a spreadsheet would find a formula; :func:`plain` is the inverse."""
+    return _BARE.sub("'", text)
+
+
+def plain(text: str) -> str:
+    """What :func:`escaped` made ``text`` of."""
+    return _QUOTED.sub("", text)
+
+
+def write(table: pd.DataFrame, target: Path) -> None:
+    """A CSV in UTF-8 with commas; text is :func:`escaped` and in quotes, numbers stay numbers."""
+    safe = table.map(lambda cell: escaped(cell) if isinstance(cell, str) else cell)
+    safe.to_csv(target, index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def rows(data: bytes, name: str) -> Iterator[dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from configs.errors import EchoForgeError
+from curation import spreadsheet
 from evaluation.config import MetricsConfig
 from evaluation.metrics import METRICS, NotMeasured, Video
 
@@ -56,7 +57,7 @@ FORMATS = (".csv", ".parquet")
 def write(table: pd.DataFrame, out: Path) -> None:
     """Write the table of :func:`evaluate`; the folder is made when it is not there. Check ``out`` before measuring."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(out) if out.suffix.lower() == ".parquet" else table.to_csv(out, index=False)
+    table.to_parquet(out) if out.suffix.lower() == ".parquet" else spreadsheet.write(table, out)
 
 
 def _row(name: str, video: Video, reference: Video | None, given: Mapping[str, float]) -> dict[str, Any]:

@@ -26,38 +26,52 @@ from curation import spreadsheet
 EDITABLE = ["negative_id", "verdict", "issue", "frame_start", "frame_end", "reviewer", "note"]
 COUNTED = ["counts_as", "counted_issue", "counted_frames"]
 """What all reviews of the sample add up to (`configs.reviews`); null as long as nobody has reviewed it."""
+LONGEST = {"reviewer": 100, "note": 4000}
+"""Characters of a new review: a name, and a page of text. Whatever is longer came here by mistake."""
 CONTEXT = [*COUNTED, "sample_id", "task", "prompt", "seed", "flagged", "why", "video_path"]
 
 
-def samples(folder: Path) -> pa.Table:
-    """The gathered samples.
+def samples(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """The gathered samples; ``columns`` of them, where not all are needed.
 
     Raises:
-        EchoForgeError: nothing was gathered here.
+        EchoForgeError: nothing was gathered here, or the table cannot be read.
     """
     path = folder / "samples.parquet"
     if not path.is_file():
         raise EchoForgeError(f"no gathered samples at {path}; run `negatives gather` or let `train` reach its stage.")
-    return pq.read_table(path, schema=NEGATIVES)
+    try:
+        table = pq.read_table(path, schema=NEGATIVES, columns=columns)
+        table.validate(full=True)  # text that is no UTF-8
+    except (pa.ArrowException, OSError) as error:
+        raise EchoForgeError(f"{path} cannot be read ({error}); run `negatives gather` again.") from error
+    return table
 
 
-def add(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Append review rows as one new part (atomic); returns how many.
+def videos(folder: Path) -> set[str]:
+    """The places of the samples' videos, as their table names them."""
+    return set(samples(folder, ["video_path"]).column("video_path").to_pylist()) - {None}
+
+
+def add(folder: Path, rows: Any) -> int:
+    """Append review rows as one new part (atomic); returns how many. They are stamped with this machine's time.
+
+    Args:
+        rows: of mappings with the columns of `dataset_schema.REVIEWS` but ``time``; other keys are not looked at. May be
+            anything that JSON holds. Space around text means nothing.
 
     Raises:
-        EchoForgeError: an unknown verdict, issue or negative, or an empty frame interval; nothing is written then.
+        EchoForgeError: no list of rows, an unknown verdict, issue or negative, text that is too long, an empty frame
+            interval; nothing is written then.
     """
-    known = set(samples(folder).column("negative_id").to_pylist())
+    if not isinstance(rows, list):
+        raise EchoForgeError("reviews come as a list of rows.")
+    known = set(samples(folder, ["negative_id"]).column("negative_id").to_pylist())
     now = datetime.now(UTC)
-    complete = []
-    for number, row in enumerate(rows, 1):
-        where = f"review row {number} ({row.get('negative_id')})"
-        if row.get("negative_id") not in known:
-            raise EchoForgeError(f"{where}: no such sample was gathered here.")
-        reviews.check(row, where)
-        # A microsecond between rows: of two rows of one reviewer for one sample the later in the file counts.
-        when = row.get("time") or now + timedelta(microseconds=number)
-        complete.append({name: row.get(name) for name in REVIEWS.names} | {"time": when})
+    # A microsecond between rows: of two rows of one reviewer for one sample the later in the file counts.
+    complete = [
+        _row(row, number, known) | {"time": now + timedelta(microseconds=number)} for number, row in enumerate(rows, 1)
+    ]
     if not complete:
         return 0
     target = folder / reviews.FOLDER / f"{now:%Y%m%dT%H%M%S}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
@@ -66,6 +80,29 @@ def add(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     pq.write_table(pa.Table.from_pylist(complete, schema=REVIEWS), part)
     part.replace(target)
     return len(complete)
+
+
+def _row(row: Any, number: int, known: set[str]) -> dict[str, Any]:
+    """One row of :func:`add`, checked; empty text is none."""
+    if not isinstance(row, Mapping):
+        raise EchoForgeError(f"review row {number} is no row of named columns.")
+    where = f"review row {number} ({reviews.short(row.get('negative_id'))})"
+    found = {name: _text(row.get(name)) for name in EDITABLE}
+    reviews.check(found, where)
+    _check_lengths(found, where)
+    if found["negative_id"] not in known:
+        raise EchoForgeError(f"{where}: no such sample was gathered here.")
+    return found
+
+
+def _check_lengths(row: Mapping[str, Any], where: str) -> None:
+    for name, most in LONGEST.items():
+        if len(row[name] or "") > most:
+            raise EchoForgeError(f"{where}: the {name} has more than {most} characters.")
+
+
+def _text(value: Any) -> Any:
+    return (value.strip() or None) if isinstance(value, str) else value
 
 
 def to_csv(folder: Path, target: Path) -> int:
@@ -77,8 +114,8 @@ def to_csv(folder: Path, target: Path) -> int:
     check_out_file(target, (".csv",))
     target.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(gathered.drop_columns(["thumbnail"]).to_pylist())
-    table["flagged"] = [len(flags) > 0 for flags in table["flags"]]
-    table["why"] = ["; ".join(f["reason"] for f in flags) for flags in table["flags"]]
+    table["flagged"] = [bool(flags) for flags in table["flags"]]
+    table["why"] = ["; ".join(f["reason"] or f["issue"] for f in flags or []) for flags in table["flags"]]
     said = reviews.read(folder)
     judged = reviews.judgements(gathered, said, accept_flags=False)
     table["counts_as"] = [judged[name].verdict for name in table["negative_id"]]
@@ -86,7 +123,7 @@ def to_csv(folder: Path, target: Path) -> int:
     table["counted_frames"] = [judged[name].span for name in table["negative_id"]]
     votes = pd.DataFrame(reviews.latest(said), columns=EDITABLE)
     merged = table.merge(votes, on="negative_id", how="left")
-    merged[EDITABLE + CONTEXT].to_csv(target, index=False)
+    spreadsheet.write(merged[EDITABLE + CONTEXT], target)
     return len(merged)
 
 
@@ -105,12 +142,12 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
     records = list(spreadsheet.rows(source.read_bytes(), str(source)))
     if missing := [c for c in ("negative_id", "verdict") if c not in (records[0] if records else {})]:
         raise EchoForgeError(f"{source} has no column '{missing[0]}' or no line; start from `negatives export`.")
-    on_record = {(r["negative_id"], r["reviewer"]): _key(r) for r in reviews.latest(reviews.read(folder))}
+    on_record = {(r["negative_id"], _text(r["reviewer"])): _key(r) for r in reviews.latest(reviews.read(folder))}
     rows = []
     for line, record in enumerate(records, 2):
         if not (record["verdict"] or "").strip():
             continue
-        row: dict[str, Any] = {name: (record.get(name) or "").strip() or None for name in EDITABLE}
+        row: dict[str, Any] = {name: _text(spreadsheet.plain(record.get(name) or "")) for name in EDITABLE}
         row["reviewer"] = row["reviewer"] or reviewer
         if not row["reviewer"]:
             raise EchoForgeError(f"{source} line {line} names no reviewer; fill the column or give --reviewer NAME.")
@@ -128,7 +165,8 @@ def merge(folder: Path, others: Iterable[Path]) -> int:
     """Copy the review parts of other copies of the same negatives folder; parts already here are left alone.
 
     Raises:
-        EchoForgeError: one of them is no such folder, or reviews samples that were not gathered here.
+        EchoForgeError: one of them is no such folder, has a part that is not taken (`reviews.read_part`; text that is too
+            long), or reviews samples that were not gathered here. Parts before that one are here then.
     """
     others = list(others)
     for other in others:
@@ -143,7 +181,11 @@ def merge(folder: Path, others: Iterable[Path]) -> int:
                 continue
             table = reviews.read_part(part)
             if foreign := set(table.column("negative_id").to_pylist()) - known:
-                raise EchoForgeError(f"{part} reviews '{min(foreign)}', which was not gathered in {folder}.")
+                raise EchoForgeError(
+                    f"{part} reviews '{reviews.short(min(foreign))}', which was not gathered in {folder}."
+                )
+            for number, row in enumerate(table.to_pylist(), 1):
+                _check_lengths(row, f"{part} row {number}")
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_suffix(".tmp")
             pq.write_table(table, temporary)
@@ -171,13 +213,15 @@ def statistics(folder: Path) -> pd.DataFrame:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("verdict", "issue", "frame_start", "frame_end", "note"))
+    return tuple(_text(row.get(name)) for name in ("verdict", "issue", "frame_start", "frame_end", "note"))
 
 
 def _frame(text: str | None, source: Path, line: int) -> int | None:
     if text is None:
         return None
     try:
-        return int(float(text))
-    except ValueError:
-        raise EchoForgeError(f"{source} line {line}: '{text}' is not a frame number.") from None
+        if (number := float(text)).is_integer():
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise EchoForgeError(f"{source} line {line}: '{reviews.short(text)}' is not a frame number.")
