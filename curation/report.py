@@ -134,6 +134,7 @@ def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
     shown = []
     for column, lines in limits.items():
         values = pc.drop_null(clips[column]).to_numpy().astype(float)
+        values = values[np.isfinite(values)]
         if len(values):
             shown.append({"name": column.replace("_", " "), "svg": histogram(values, lines), "n": len(values)})
     return shown

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from markupsafe import Markup
 
+from configs.shown import one_line
 from curation.catalog import FPS
 from pipeline import store
 
@@ -61,7 +64,7 @@ def dataset_card(table: pa.Table, description: dict[str, Any]) -> str:
         "---\ntask_categories: [text-to-video, image-to-video]\ntags: [webdataset, talking-human, echomimicv3]\n---",
         "# Talking-human training shards",
         f"{totals['samples']} samples, {totals['hours']:.2f} h, from {totals['videos']} videos; {totals['tars']} tars, "
-        f"{totals['bytes'] / 1e9:.3f} GB. Made by EchoForge {description['made_by']}.",
+        f"{totals['bytes'] / 1e9:.3f} GB. Made by EchoForge {_text(description['made_by'])}.",
         _encoders(description["encoders"]),
         _reading(),
         "## Samples\n\n" + _table(("split", "samples"), totals["samples_by_split"].items())
@@ -76,7 +79,7 @@ def dataset_card(table: pa.Table, description: dict[str, Any]) -> str:
 
 
 def _encoders(encoders: dict[str, dict[str, str]]) -> str:
-    rows = [(kind, item["name"], f"`{item['digest']}`") for kind, item in encoders.items()]
+    rows = [(kind, item["name"], _code(item["digest"])) for kind, item in encoders.items()]
     text = "## What made the tensors\n\n" + _table(("", "network", "digest"), rows)
     if any("stand-in" in item["name"] for item in encoders.values()):
         text += (
@@ -98,7 +101,7 @@ def _reading() -> str:
 def _storage(totals: dict[str, Any]) -> str:
     samples = max(totals["samples"], 1)
     rows = [
-        (f"`{name}`", f"{size / 1e6:.3f}", f"{size / samples / 1e3:.1f}")
+        (_code(name), f"{size / 1e6:.3f}", f"{size / samples / 1e3:.1f}")
         for name, size in totals["bytes_by_field"].items()
     ]
     return (
@@ -127,7 +130,7 @@ def _licences(table: pa.Table, origins: dict[str, list[str]]) -> str:
 
 
 def _scores(scores: dict[str, Any]) -> str:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for name, item in scores.items():
         if item["measured"]:
             top = max(item["counts"])
@@ -139,7 +142,7 @@ def _scores(scores: dict[str, Any]) -> str:
                     f"{item['min']:.3g}",
                     f"{item['median']:.3g}",
                     f"{item['max']:.3g}",
-                    f"`{bars}`",
+                    _code(bars),
                 )
             )
         else:
@@ -181,5 +184,16 @@ def contact_sheet(dataset: str, table: pa.Table) -> bytes:
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:
+    """A table of Markdown; cells are text, unless they are `Markup`."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows])
+    return "\n".join(lines + ["| " + " | ".join(map(_text, row)) + " |" for row in rows])
+
+
+def _text(value: object) -> str:
+    """Text as Markdown that shows it: names of sources and licences are other people's, and no HTML, link or cell."""
+    return str(value) if isinstance(value, Markup) else re.sub(r"([\\`*<>\[\]|&])", r"\\\1", one_line(value))
+
+
+def _code(value: object) -> Markup:
+    """Text in the letters of code. A backtick in it would end it."""
+    return Markup("`" + one_line(value).replace("`", "'").replace("|", "\\|") + "`")

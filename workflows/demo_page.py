@@ -91,7 +91,9 @@ def loss_plot(curves: Sequence[Curve], stages: Sequence[tuple[str, int]]) -> str
     mpl.use("svg")
     from matplotlib import pyplot as plt
 
-    with plt.rc_context({"font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none"}):
+    with plt.rc_context(
+        {"font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "text.parse_math": False}
+    ):
         figure, axes = plt.subplots(figsize=(8.6, 3.2), layout="constrained")
         for number, curve in enumerate(curves):
             steps, values = np.asarray(curve.steps), np.asarray(curve.values)
