@@ -550,7 +550,7 @@ def negatives_review(
     folder = _negatives_folder(run, stage)
     server = serve(folder, f"Negatives of {folder.name}", port)
     count = tables.samples(folder).num_rows
-    console.print(f"{count} samples: open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.")
+    console.print(f"{count} samples: open {server.url} and stop with Ctrl-C.", soft_wrap=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -714,7 +714,7 @@ def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes
     from workflows.play import serve
 
     server = serve(folder, port)
-    console.print(f"open http://127.0.0.1:{server.server_port}/ and stop with Ctrl-C.")
+    console.print(f"open {server.url} and stop with Ctrl-C.", soft_wrap=True)
     with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
 

@@ -1,58 +1,66 @@
-"""A page with the videos of a folder, served on this machine only."""
+"""A page with the videos of a folder, served on this machine only (`workflows/loopback.py`)."""
 
 from __future__ import annotations
 
 import html
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import os
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from configs.errors import EchoForgeError
+from configs.shown import one_line
+from workflows import loopback
+from workflows.loopback import Answer, Refused
 
-_PAGE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>body{{font:15px/1.5 system-ui,sans-serif;margin:20px;background:#f6f5f1;color:#1f2328}}
-main{{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(240px,1fr))}}video{{width:100%;border-radius:6px;
-background:#000}}</style><h1>{title}</h1><main>{items}</main>"""
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<style>body{{font:15px/1.5 system-ui,sans-serif;margin:20px;background:#f6f5f1;color:#1f2328}}h1,figcaption{{overflow-wrap:anywhere}}
+main{{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(240px,1fr))}}figure{{margin:0}}
+video{{width:100%;border-radius:6px;background:#000}}</style><h1>{title}</h1><main>{items}</main>{left}"""
+
+
+def videos(folder: Path) -> tuple[dict[str, Path], int]:
+    """Every regular ``.mp4`` below ``folder`` by its relative name, in order; and how many links, pipes and devices of
+    such a name are left out. Linked folders are not entered.
+    """
+    found = sorted(folder.rglob("*.mp4"))
+    regular = {p.relative_to(folder).as_posix(): p for p in found if p.is_file() and not p.is_symlink()}
+    return regular, sum(p.is_symlink() or not (p.is_file() or p.is_dir()) for p in found)
 
 
 def page(folder: Path) -> str:
-    """Every .mp4 below ``folder``, by name."""
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.mp4"))
+    """Every video of :func:`videos`, by name."""
+    names, left = videos(folder)
     items = "".join(
-        f'<figure><video controls loop preload="metadata" src="/{quote(n)}"></video><figcaption>{html.escape(n)}'
-        "</figcaption></figure>"
-        for n in names
+        f'<figure><video controls loop preload="metadata" src="videos/{quote(os.fsencode(name))}"></video><figcaption>'
+        f"{html.escape(one_line(name))}</figcaption></figure>"
+        for name in names
     )
-    return _PAGE.format(title=html.escape(folder.name), items=items or "<p>No .mp4 here.</p>")
+    note = f"<p>{left} links, pipes or devices are not shown.</p>" if left else ""
+    title = html.escape(one_line(folder.name))
+    return _PAGE.format(title=title, items=items or "<p>No .mp4 here.</p>", left=note)
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    """GET / → the page; GET NAME.mp4 → the video; nothing else."""
+class _Videos:
+    """GET '' → the page; GET videos/NAME.mp4 → the video; nothing else."""
 
-    def __init__(self, *args: Any, folder: Path, **kwargs: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        super().__init__(*args, directory=str(folder), **kwargs)
 
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        if path.endswith(".mp4"):
-            super().do_GET()
-            return
-        body = page(self._folder).encode() if path == "/" else b"not here"
-        self.send_response(200 if path == "/" else 404)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+    def get(self, name: str) -> Answer:
+        if not name:
+            return Answer(page(self._folder), kind="text/html; charset=utf-8", policy=loopback.PAGE_POLICY)
+        path = videos(self._folder)[0].get(name.removeprefix("videos/")) if name.startswith("videos/") else None
+        if path is None:
+            raise Refused(404, "There is no such video.")
+        return loopback.video(loopback.open_file(path))
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silence."""
+    def post(self, name: str, kind: str, body: bytes) -> Answer:
+        raise Refused(405, "Nothing is posted here.", Allow="GET, HEAD")
 
 
-def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server (not yet running) on 127.0.0.1; ``port`` 0 takes a free one.
+def serve(folder: Path, port: int = 0) -> loopback.Server:
+    """A server (not yet running); ``port`` 0 takes a free one.
 
     Raises:
         EchoForgeError: no such folder, or the port is taken.
@@ -60,8 +68,4 @@ def serve(folder: Path, port: int = 0) -> ThreadingHTTPServer:
     if not folder.is_dir():
         state = "is a file" if folder.exists() else "does not exist"
         raise EchoForgeError(f"'{folder}' {state}; give a folder with .mp4 files.")
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, folder=folder))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "ports are 0 to 65535"
-        raise EchoForgeError(f"port {port} cannot be used ({reason}); choose another with --port.") from error
+    return loopback.Server(_Videos(folder), port)

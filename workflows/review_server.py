@@ -1,73 +1,75 @@
 """A person reviews samples in a browser on this machine; every click becomes a row in a Parquet part.
 
-Served from the loopback address only, with the standard library: one folder, one page, one way to write.
+One folder, one page, one way to write. Who may ask, and how much, is the rule of `workflows/loopback.py`.
 """
 
 from __future__ import annotations
 
 import json
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from configs.errors import EchoForgeError
+from configs import members
 from curation.review import page, tables
+from workflows import loopback
+from workflows.loopback import Answer, Refused
 
-MAX_BODY = 1 << 20  # bytes; one review is a few hundred
+_PAGE, _DATA, _REVIEWS = "", "data.json", "reviews"
 
 
-class _Handler(SimpleHTTPRequestHandler):
-    """GET / → the page; GET videos/… → the sample; POST reviews → rows."""
+class _Reviews:
+    """GET '' → the page; GET data.json → what it shows; GET VIDEO → a sample's video; POST reviews → rows."""
 
-    def __init__(self, *args: Any, folder: Path, title: str, lock: Lock, **kwargs: Any) -> None:
-        self._folder, self._title, self._lock = folder, title, lock
-        super().__init__(*args, directory=str(folder), **kwargs)
+    def __init__(self, folder: Path, title: str) -> None:
+        self._folder, self._title, self._lock = folder, title, Lock()
 
-    def do_GET(self) -> None:
-        if self.path.split("?")[0] == "/":
-            self._answer(200, page.render(self._folder, self._title, served=True), "text/html; charset=utf-8")
-        elif self.path.startswith("/videos/"):
-            super().do_GET()
-        else:
-            self._answer(404, "not here")
-
-    def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        # A page of another site can post text/plain without asking; application/json it cannot.
-        if self.path != "/reviews" or self.headers.get_content_type() != "application/json" or length > MAX_BODY:
-            self._answer(400, "post reviews as application/json")
-            return
+    def get(self, name: str) -> Answer:
+        if name == _PAGE:
+            return Answer(
+                page.shell(), kind="text/html; charset=utf-8", policy=f"{page.policy()}; frame-ancestors 'none'"
+            )
+        if name == _DATA:
+            return Answer(page.as_json(page.data(self._folder, self._title)), kind="application/json")
+        if name == _REVIEWS:
+            raise Refused(405, "Reviews are posted here.", Allow="POST")
+        if name not in tables.videos(self._folder):
+            raise Refused(404, "There is nothing here.")
         try:
-            with self._lock:
-                count = tables.add(self._folder, json.loads(self.rfile.read(length)))
-        except (EchoForgeError, ValueError, AttributeError) as error:
-            self._answer(400, str(error))
-        else:
-            self._answer(200, f"{count} recorded")
+            return loopback.video(os.fdopen(members.open_descriptor(self._folder, name), "rb"))
+        except (members.BadMember, OSError):
+            raise Refused(404, "This sample's video is gone, or is no regular file in the folder.") from None
 
-    def _answer(self, status: int, text: str, kind: str = "text/plain; charset=utf-8") -> None:
-        body = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silence: the terminal belongs to the address and the count."""
+    def post(self, name: str, kind: str, body: bytes) -> Answer:
+        if name != _REVIEWS:
+            raise Refused(405, "Reviews are posted to 'reviews'.", Allow="GET, HEAD")
+        # A page of another site can post text/plain without asking; application/json it cannot.
+        if kind != "application/json":
+            raise Refused(415, "Post reviews as application/json.")
+        rows = _rows(body)
+        with self._lock:
+            count = tables.add(self._folder, rows)
+        return Answer(f"{count} recorded\n")
 
 
-def serve(folder: Path, title: str, port: int = 0) -> ThreadingHTTPServer:
-    """A server (not yet running) for one negatives folder on 127.0.0.1; ``port`` 0 takes a free one.
+def _rows(body: bytes) -> Any:
+    """The JSON of a body; what it means is for :func:`tables.add`."""
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "The body is no JSON that can be read.") from error
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def serve(folder: Path, title: str, port: int = 0) -> loopback.Server:
+    """A server (not yet running) for one negatives folder; ``port`` 0 takes a free one.
 
     Raises:
         EchoForgeError: nothing was gathered there, or the port is taken.
     """
     tables.samples(folder)
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), partial(_Handler, folder=folder, title=title, lock=Lock()))
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or "ports are 0 to 65535"
-        raise EchoForgeError(f"port {port} cannot be used ({reason}); choose another with --port.") from error
+    return loopback.Server(_Reviews(folder, title), port)

@@ -1,27 +1,38 @@
 """The review page: one HTML file with every sample's strip, video, flags and four keys to judge it.
 
-Served by `workflows/review_server.py` it writes reviews as they are made; opened as a plain file it keeps them in the
-browser and offers them as a CSV for `negatives import`.
+Served by `workflows/review_server.py` it asks for its data and writes reviews as they are made; opened as a plain file it
+holds the data, keeps reviews in the browser and offers them as a CSV for `negatives import`.
+
+What people and tables say is data everywhere: JSON that no text in it can end, put on the page as text, never as HTML. The
+page's policy admits its one script by its digest and nothing else.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import math
 from importlib import resources
 from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 
 from configs import reviews
 from configs.dataset_schema import ISSUES
 from curation.review import tables
 
 
-def render(folder: Path, title: str, served: bool) -> str:
-    """The page as text.
+def data(folder: Path, title: str) -> dict[str, Any]:
+    """All that the page shows, as plain data for JSON.
 
     Args:
         folder: a negatives folder (``samples.parquet``, ``videos/``).
-        served: reviews are posted to the server that sent the page; otherwise the page offers a CSV.
+
+    Raises:
+        EchoForgeError: nothing was gathered there, or a table cannot be read.
     """
     gathered = tables.samples(folder)
     reviewed = reviews.read(folder)
@@ -39,16 +50,60 @@ def render(folder: Path, title: str, served: bool) -> str:
             "seed": row["seed"],
             "video": row["video_path"],
             "strip": "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"] or b"").decode(),
-            "flags": row["flags"] or [],
-            "scores": {p["name"]: p["value"] for p in row["scores"] or []},
-            "quantiles": {p["name"]: p["value"] for p in row["real_quantiles"] or []},
+            "flags": [flag | {"severity": _finite(flag["severity"])} for flag in row["flags"] or []],
+            "scores": {p["name"]: _finite(p["value"]) for p in row["scores"] or []},
+            "quantiles": {p["name"]: _finite(p["value"]) for p in row["real_quantiles"] or []},
             "reviews": said.get(row["negative_id"], []),
             "counts_as": str(judged[row["negative_id"]]),
         }
         for row in gathered.to_pylist()
     ]
     items.sort(key=lambda item: -max((f["severity"] or 0.0 for f in item["flags"]), default=-1.0))
-    data = {"title": title, "served": served, "issues": list(ISSUES), "items": items}
-    template = resources.files("curation.review").joinpath("page.html").read_text("utf-8")
-    # "</" inside JSON would end the script element; "<\/" is the same JSON string
-    return template.replace("{{DATA}}", json.dumps(data, ensure_ascii=False).replace("</", "<\\/"))
+    return {"title": title, "issues": list(ISSUES), "items": items}
+
+
+def as_json(found: dict[str, Any]) -> str:
+    """JSON in ASCII, for the served page."""
+    return json.dumps(found, allow_nan=False)
+
+
+def shell() -> str:
+    """The page without data, for a server that answers ``data.json`` and ``reviews``."""
+    return _page(None)
+
+
+def render(folder: Path, title: str) -> str:
+    """The page with its data, for a plain file."""
+    # In ASCII, with < > & ' as \u003c …: nothing in it ends the script element or begins a comment.
+    return _page(htmlsafe_json_dumps(data(folder, title), allow_nan=False))
+
+
+def policy() -> str:
+    """The Content-Security-Policy of the page: its one script by digest, its server, pictures that it holds.
+
+    https://www.w3.org/TR/CSP3/
+    """
+    digest = base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode()
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; media-src 'self'; connect-src 'self'; "
+        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    )
+
+
+def _page(held: str | None) -> str:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(_resource("page.html"))
+    return template.render(policy=policy(), data=held, script=_script())
+
+
+def _script() -> str:
+    return _resource("page.js")
+
+
+def _resource(name: str) -> str:
+    return resources.files("curation.review").joinpath(name).read_text("utf-8")
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return value if value is not None and math.isfinite(value) else None

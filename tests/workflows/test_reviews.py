@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
-import re
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,9 +75,7 @@ def write(root: Path, flagged: list[list[dict[str, Any]]], parts: list[list[dict
 
 
 def as_page(folder: Path) -> dict[str, str]:
-    data = re.search(r"const DATA = (.*);\n", page.render(folder, "t", served=True))
-    assert data is not None
-    return {item["id"]: item["counts_as"] for item in json.loads(data[1])["items"]}
+    return {item["id"]: item["counts_as"] for item in page.data(folder, "t")["items"]}
 
 
 def as_csv(folder: Path) -> dict[str, tuple[str, str, str]]:
