@@ -1,8 +1,9 @@
 """Checkpoints that appear whole or not at all: step-N.tmp → rename → LATEST.
 
-A committed checkpoint holds ``state/`` (torch.distributed.checkpoint: weights, Adam moments, EMA; tensors only, read
-back at any world size), ``progress.json`` and ``run.json``; at the end of a stage also ``raw.safetensors`` and
-``ema.safetensors`` under the released key names, and then it is pinned: retention never deletes it.
+A committed checkpoint holds ``state/`` (weights, Adam moments, EMA: safetensors, read back at any world size,
+`train.state_storage`), ``progress.json``, ``run.json`` and the digests of all files; at the end of a stage also
+``raw.safetensors`` and ``ema.safetensors`` under the released key names, and then it is pinned: retention never deletes
+it. Nothing in a checkpoint is run, links in it are not followed, and what is read is compared with its digest first.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,15 +29,21 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from configs import aliases, difference, strict
-from configs.errors import EchoForgeError
+from configs.errors import ConfigError, EchoForgeError
 from configs.folders import PROGRESS_FILE
+from configs.shown import one_line
 from model.config import TransformerConfig
-from train import parallel
+from train import files, manifest, old_state, parallel, state_storage
 from train.ema import EMA
+from train.files import Damaged
+from train.state_storage import StateReader, StateWriter
 
 LATEST = "LATEST"
 RUN_FILE = "run.json"
 PIN_FILE = "pinned"
+STATE = "state"
+_NAME = re.compile(r"step-([0-9]{1,18})(\.tmp|\.old)?", re.ASCII)
+"""A checkpoint, one that is being written, and one that is being deleted."""
 Weights = Literal["raw", "ema"]
 
 
@@ -70,14 +79,25 @@ class State:
 
 
 def committed(run: Path) -> list[Path]:
-    """Committed checkpoints of a run, oldest first."""
-    found = [p for p in run.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
-    return sorted((p for p in found if (p / PROGRESS_FILE).is_file()), key=lambda p: int(p.name.removeprefix("step-")))
+    """Committed checkpoints of a run, oldest first.
+
+    Raises:
+        EchoForgeError: one of them is a link: it would be read, renamed and deleted somewhere else.
+    """
+    found = [p for p in _ours(run) if not _suffix(p) and is_checkpoint(p)]
+    if link := next((p for p in found if p.is_symlink()), None):
+        raise EchoForgeError(f"checkpoint {link.name} of {run} is a link; put the folder itself in its place.")
+    return sorted(found, key=_step)
 
 
 def latest(run: Path) -> Path | None:
     """The newest committed checkpoint, or None. (LATEST names it too, for other programs.)"""
     return paths[-1] if (paths := committed(run)) else None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Was this folder committed? (It may be damaged.)"""
+    return any(os.path.lexists(path / name) for name in (PROGRESS_FILE, manifest.MANIFEST))
 
 
 def is_pinned(path: Path) -> bool:
@@ -100,8 +120,9 @@ def save(run: Path, state: State, about: dict[str, Any], *, keep_last: int, pin:
     staging = final.with_name(final.name + ".tmp")
     parallel.on_main(lambda: _clear(staging), "preparing a checkpoint")
     distributed = dist.is_initialized()
+    writer = StateWriter(staging / STATE)
     with _alone_is_fine():
-        dcp.save(state.tensors(), checkpoint_id=str(staging / "state"), no_dist=not distributed)
+        dcp.save(state.tensors(), storage_writer=writer, no_dist=not distributed)
     exports = {kind: gather(state, kind) for kind in ("raw", "ema")} if pin is not None else {}
 
     def commit() -> None:
@@ -110,15 +131,16 @@ def save(run: Path, state: State, about: dict[str, Any], *, keep_last: int, pin:
             (staging / PIN_FILE).write_text(pin + "\n", "utf-8")
         _write_json(staging / RUN_FILE, about | {"digests": digests})
         _write_json(staging / PROGRESS_FILE, asdict(state.progress))
+        manifest.write(staging, {f"{STATE}/{name}": digest for name, digest in writer.digests.items()})
         _sync_tree(staging)
         replaced = final.with_name(final.name + ".old")
         if final.exists():
             final.rename(replaced)
         staging.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove(replaced)
         _sync(run)
         pointer = run / (LATEST + ".tmp")
-        pointer.write_text(final.name + "\n", "utf-8")
+        files.write_new(pointer, final.name + "\n")
         pointer.replace(run / LATEST)
         retain(run, keep_last)
 
@@ -127,40 +149,76 @@ def save(run: Path, state: State, about: dict[str, Any], *, keep_last: int, pin:
 
 
 def load(path: Path, state: State) -> None:
-    """Read a checkpoint into the live state, at any world size.
+    """Read a checkpoint into the live state, at any world size; on all ranks together.
+
+    Every file is compared with its digest; each rank takes a share of them, that of the state which it wrote.
 
     Raises:
         EchoForgeError: the checkpoint does not fit the network, or is damaged.
     """
-    try:
-        with _alone_is_fine():
-            dcp.load(state.tensors(), checkpoint_id=str(path / "state"), no_dist=not dist.is_initialized())
-        data = json.loads((path / PROGRESS_FILE).read_text("utf-8"))
-    except (RuntimeError, OSError, ValueError, KeyError, dcp.api.CheckpointException) as error:
-        first = str(error).strip().splitlines()[0]
-        raise EchoForgeError(
-            f"checkpoint {path.name} of {path.parent} cannot be read into this network: {first}"
-        ) from error
-    state.progress.__dict__.update(asdict(Progress(**data)))
+    rank, world = parallel.rank_and_size()
+
+    def check() -> None:
+        _check(path, lambda name: state_storage.writer_of(name.removeprefix(f"{STATE}/")) % world == rank)
+
+    parallel.on_all(check)
+    progress = _progress(path)
+    _load(path, state.tensors())
+    state.progress.__dict__.update(asdict(progress))
 
 
 def load_weights(path: Path, network: nn.Module, weights: Weights) -> None:
-    """Read only the raw or averaged weights of a checkpoint into ``network`` (sharded or not)."""
+    """Read only the raw or averaged weights of a checkpoint into ``network`` (sharded or not).
+
+    Raises:
+        EchoForgeError: as :func:`load`; only the files that are read are compared with their digests.
+    """
     prefix = "model." if weights == "raw" else "ema."
     named = {f"{prefix}{name}": p.detach() for name, p in network.named_parameters()}
-    with _alone_is_fine():
-        dcp.load(dict(named), checkpoint_id=str(path / "state"), no_dist=not dist.is_initialized())
+    metadata = f"{STATE}/{state_storage.METADATA}"
+    _check(path, lambda name: name == metadata)
+    with _named(path):
+        wanted = {f"{STATE}/{name}" for name in _reader(path).files_of(named)}
+    _check(path, lambda name: name in wanted)
+    _load(path, named)
+
+
+def exported(path: Path, weights: Weights) -> Path | None:
+    """The file of exported weights in a pinned checkpoint; None in others.
+
+    Raises:
+        EchoForgeError: it is damaged.
+    """
+    name = f"{weights}.safetensors"
+    _check(path, lambda other: other == name)
+    if not os.path.lexists(path / name):
+        return None
+    with _named(path):
+        os.close(files.open_regular(path / name))
+    return path / name
 
 
 def digest(path: Path, weights: Weights) -> str:
     """The digest of the exported weights of a pinned checkpoint, 16 hex digits."""
-    return str(json.loads((path / RUN_FILE).read_text("utf-8"))["digests"][weights])
+    with _named(path):
+        digests = _run(path).get("digests")
+        if not isinstance(digests, dict) or not isinstance(digests.get(weights), str):
+            raise Damaged(f"{RUN_FILE} has no digest of the {weights} weights")
+        return str(digests[weights])
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """What ``run.json`` of a checkpoint says; its configuration with the names of today."""
-    about: dict[str, Any] = json.loads((path / RUN_FILE).read_text("utf-8"))
-    return about | {group: aliases.modernise(about[group]) for group in ("model", "train") if group in about}
+    """What ``run.json`` of a checkpoint says; its configuration with the names of today.
+
+    Raises:
+        EchoForgeError: it is damaged.
+    """
+    with _named(path):
+        about = _run(path)
+        for group in ("model", "train"):
+            if not isinstance(about.get(group, {}), dict):
+                raise Damaged(f"{RUN_FILE} holds no configuration under '{group}'")
+        return about | {group: aliases.modernise(about[group]) for group in ("model", "train") if group in about}
 
 
 def check_transformer(about: dict[str, Any], cfg: TransformerConfig, what: str, preset: str | None) -> None:
@@ -174,19 +232,23 @@ def check_transformer(about: dict[str, Any], cfg: TransformerConfig, what: str, 
     Raises:
         EchoForgeError: another network; names the keys with both values, and the preset that made the checkpoint.
     """
-    before, now = about["model"]["transformer"], strict.to_dict(cfg)
+    before, now = about.get("model", {}).get("transformer"), strict.to_dict(cfg)
+    if not isinstance(before, dict):
+        raise EchoForgeError(f"{what}: its {RUN_FILE} does not say of which network it is; {_restore()}.")
     if changes := difference.differences(before, now, "transformer"):
         why = difference.summary(changes, about.get("preset"), preset)
         raise EchoForgeError(f"{what}: its network is another one ({why}); use --preset and --set of that run.")
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed process left half-written or half-deleted."""
-    for path in run.glob("step-*.old"):
-        if not (final := path.with_suffix("")).exists() and is_pinned(path):
+    """Remove what a killed process left half-written or half-deleted. Of a link only the link goes."""
+    leftover = [path for path in _ours(run) if _suffix(path)]
+    for path in leftover:
+        final = path.with_suffix("")
+        if _suffix(path) == ".old" and not path.is_symlink() and not os.path.lexists(final) and is_pinned(path):
             path.rename(final)
-    for path in [*run.glob("step-*.tmp"), *run.glob("step-*.old")]:
-        shutil.rmtree(path, ignore_errors=True)
+        else:
+            _remove(path)
 
 
 def retain(run: Path, keep_last: int) -> None:
@@ -194,8 +256,9 @@ def retain(run: Path, keep_last: int) -> None:
     loose = [p for p in committed(run) if not is_pinned(p)]
     for path in loose[: max(0, len(loose) - max(1, keep_last))]:
         doomed = path.with_name(path.name + ".old")
+        _remove(doomed)
         path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
 
 
 def gather(state: State, weights: Weights) -> dict[str, Tensor]:
@@ -223,8 +286,106 @@ def _alone_is_fine() -> Iterator[None]:
         yield
 
 
+def _ours(run: Path) -> list[Path]:
+    """What lies in a run under the name of a checkpoint, whole or not."""
+    return [path for path in run.glob("step-*") if _NAME.fullmatch(path.name)]
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def _suffix(path: Path) -> str:
+    match = _NAME.fullmatch(path.name)
+    return (match[2] or "") if match else ""
+
+
+def _check(path: Path, wanted: Callable[[str], bool]) -> None:
+    """Compare files of a checkpoint with their digests; those made before there were any pass.
+
+    Raises:
+        EchoForgeError: one is damaged.
+    """
+    with _named(path):
+        if os.path.lexists(path / STATE) and not stat.S_ISDIR(os.lstat(path / STATE).st_mode):
+            raise Damaged(f"{STATE} is not a folder")
+        if os.path.lexists(path / manifest.MANIFEST) or os.path.lexists(path / STATE / state_storage.METADATA):
+            manifest.check(path, wanted)
+
+
+def _run(path: Path) -> dict[str, Any]:
+    _check(path, lambda name: name == RUN_FILE)
+    return files.read_json(path / RUN_FILE)
+
+
+def _progress(path: Path) -> Progress:
+    with _named(path):
+        try:
+            progress = strict.build(Progress, files.read_json(path / PROGRESS_FILE))
+        except ConfigError as error:
+            raise Damaged(f"{PROGRESS_FILE} is not what a run writes") from error
+        if not all(0 <= number < 2**63 for number in (progress.step, progress.stage, progress.updates)):
+            raise Damaged(f"{PROGRESS_FILE} counts {progress.step} steps, {progress.updates} updates")
+        return progress
+
+
+def _reader(path: Path) -> StateReader:
+    """Raises Damaged."""
+    old = not os.path.lexists(path / STATE / state_storage.METADATA) and os.path.lexists(
+        path / STATE / old_state.METADATA
+    )
+    return (old_state if old else state_storage).read(path / STATE)
+
+
+def _load(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read ``tensors`` by name, in place; a collective where there are several ranks."""
+    with _named(path):
+        reader = _reader(path)
+    try:
+        with _alone_is_fine():
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    except dcp.api.CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        with _named(path):
+            if isinstance(cause, Damaged):
+                raise cause from error
+        first = one_line((str(cause).strip().splitlines() or [type(cause).__name__])[0])[:500]
+        raise EchoForgeError(
+            f"checkpoint {path.name} of {path.parent} cannot be read into this network: {first}"
+        ) from error
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of which checkpoint something is damaged, and what to do."""
+    try:
+        yield
+    except (Damaged, OSError) as error:
+        cause = error if isinstance(error, Damaged) else files.reason(error)
+        raise EchoForgeError(
+            f"checkpoint {path.name} of {path.parent} is damaged: {cause}; {_restore(path)}."
+        ) from error
+
+
+def _restore(path: Path | None = None) -> str:
+    """What to do about a damaged checkpoint."""
+    older = [p.name for p in committed(path.parent) if _step(p) < _step(path)] if path else []
+    if older:
+        return f"copy it anew, or delete this folder to go on from {older[-1]}"
+    return "copy it anew, or train again into another folder"
+
+
+def _remove(path: Path) -> None:
+    """Delete a folder with all in it, or a file; of a link only the link. Whoever watches may keep a part."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _clear(path: Path) -> None:
-    shutil.rmtree(path, ignore_errors=True)
+    _remove(path)
     path.mkdir(parents=True)
 
 

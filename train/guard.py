@@ -58,6 +58,15 @@ class Guard:
         return {"mean": self.mean, "seen": self.seen, "in_row": self.skipped_in_row, "skipped": self.skipped}
 
     def load(self, state: dict[str, float]) -> None:
-        """Continue from :meth:`state`."""
-        self.mean, self.seen = float(state["mean"]), int(state["seen"])
-        self.skipped_in_row, self.skipped = int(state["in_row"]), int(state["skipped"])
+        """Continue from :meth:`state`.
+
+        Raises:
+            EchoForgeError: a number is missing, or is none.
+        """
+        try:
+            self.mean, self.seen = float(state["mean"]), int(state["seen"])
+            self.skipped_in_row, self.skipped = int(state["in_row"]), int(state["skipped"])
+        except (KeyError, ValueError, OverflowError) as error:
+            raise EchoForgeError(
+                f"progress.json of the checkpoint has no usable 'guard' ({error}); delete this checkpoint, or copy it anew."
+            ) from error

@@ -135,6 +135,31 @@ def on_main(action: Callable[[], T], what: str) -> T | None:
     return result
 
 
+def on_all(action: Callable[[], None]) -> None:
+    """Run ``action`` on every rank at once; where it fails on one, all raise the same, and nobody waits for a dead peer.
+
+    Raises:
+        EchoForgeError: that of the first rank that raised one.
+    """
+    failure = ""
+    try:
+        action()
+    except EchoForgeError as error:
+        if not dist.is_initialized():
+            raise
+        failure = str(error)
+    if dist.is_initialized():
+        failures: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(failures, failure)
+        if first := next(filter(None, failures), None):
+            raise EchoForgeError(first)
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process among those that train together; (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def mean(value: float) -> float:
     """Mean of one number over the ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from train.files import open_regular
 from train.index import BadSample, TensorRef
 
 try:  # a training machine may have torch and little else
@@ -69,7 +70,7 @@ class LocalSource:
         with self._lock:
             file = self._files.get(path)
             if file is None:
-                file = self._files[path] = _SharedFile(_open_regular(path))
+                file = self._files[path] = _SharedFile(open_regular(path))
                 if len(self._files) > self._max_open:
                     _, oldest = self._files.popitem(last=False)
                     oldest.retire()
@@ -103,14 +104,6 @@ class _SharedFile:
         if self.retired and not self.users and self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def _open_regular(path: str) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError("it is not a regular file")
-    return fd
 
 
 class RemoteSource:

@@ -271,7 +271,7 @@ class _Run:
 
         def network() -> torch.nn.Module:
             built = EchoMimicTransformer(self.model_cfg.transformer)
-            load_into(built, load_weights(path / f"{kind}.safetensors"), source=str(path))
+            load_into(built, load_weights(checkpoint.exported(path, kind) or path), source=str(path))
             return ndpo.frozen_copy(built.to(self.world.device))
 
         if cfg.reference == "model":

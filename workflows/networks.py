@@ -22,7 +22,7 @@ def find(where: str | Path) -> Path:
         EchoForgeError: it is neither a run with a checkpoint, a checkpoint, nor a file.
     """
     path = Path(where)
-    if path.is_file() or (path / checkpoint.PROGRESS_FILE).is_file():
+    if path.is_file() or checkpoint.is_checkpoint(path):
         return path
     step = checkpoint.latest(path) if path.is_dir() else None
     if step is None:
@@ -40,7 +40,7 @@ def check_network(where: str | Path, config: Config) -> None:
         EchoForgeError: as :func:`find`; else names the keys with both values.
     """
     step = find(where)
-    if (step / checkpoint.RUN_FILE).is_file():
+    if not step.is_file():
         about = checkpoint.read_about(step)
         checkpoint.check_transformer(about, config.model.transformer, f"'{where}' does not fit", config.preset)
 
@@ -61,8 +61,7 @@ def load_network(
     if step.is_file():
         return load_transformer(cfg, step, device=device, dtype=torch.float32).eval()
     network = EchoMimicTransformer(cfg)
-    exported = step / f"{weights}.safetensors"
-    if exported.is_file():
+    if exported := checkpoint.exported(step, weights):
         load_into(network, load_weights(exported), source=str(exported))
     else:
         checkpoint.load_weights(step, network, weights)

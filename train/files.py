@@ -1,0 +1,116 @@
+"""Files of a run that a bad disk or a stranger may have changed: what they must be to be opened, and their digests.
+
+Only regular files are opened: a link would lead elsewhere, and a pipe or a device would be read for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:  # a training machine may have torch and little else
+    from xxhash import xxh3_64 as _xxh3
+except ImportError:
+    _xxh3 = None  # type: ignore[assignment, misc]
+
+MAX_JSON = 256 * 2**20
+"""Bytes: room for the metadata of two million shards, which are 128 bytes each."""
+_BLOCK = 4 * 2**20  # bytes hashed at a time: many enough that calls cost nothing, few enough to stay in the cache
+
+
+class Damaged(Exception):
+    """A file that cannot be used: which one, and why. What to do is for the caller to say."""
+
+
+def open_regular(path: str | Path) -> int:
+    """A descriptor to read a regular file with.
+
+    Raises:
+        OSError: there is none, or it is a link, a folder, a pipe or a device.
+    """
+    if stat.S_ISLNK(os.lstat(path).st_mode):
+        raise OSError("it is a link")
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError("it is not a regular file")
+    return fd
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """:func:`open_regular` as a file object."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def reason(error: OSError) -> str:
+    """What went wrong, as a clause, without the path."""
+    return "it is missing" if isinstance(error, FileNotFoundError) else (error.strerror or str(error))
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a small file.
+
+    Raises:
+        Damaged: not a regular file, or more than ``limit`` bytes.
+    """
+    try:
+        with open_binary(path) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read: {reason(error)}") from error
+    if len(data) > limit:
+        raise Damaged(f"{path.name} is larger than the {limit / 2**20:g} MiB that such a file may have")
+    return data
+
+
+def read_json(path: Path, limit: int = 2**20) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        Damaged: not a regular file, larger than ``limit`` bytes, not JSON, or something else than an object.
+    """
+    try:
+        data = json.loads(read_bytes(path, limit))
+    except (ValueError, RecursionError) as error:  # not UTF-8; not JSON; too many digits; too many brackets
+        raise Damaged(f"{path.name} is not JSON") from error
+    if not isinstance(data, dict):
+        raise Damaged(f"{path.name} holds no JSON object")
+    return data
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file of which nothing was there before; what was is removed, so that no link is followed."""
+    path.unlink(missing_ok=True)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def digest(path: Path) -> str:
+    """``xxh3:…`` (it keeps up with the disk), or ``sha256:…`` where xxhash is not installed. Raises OSError."""
+    return _digest(path, "sha256" if _xxh3 is None else "xxh3")
+
+
+def difference(path: Path, wanted: str) -> str | None:
+    """Why the file is not the one of which :func:`digest` said ``wanted``; None where it is."""
+    kind = wanted.partition(":")[0]
+    if kind == "xxh3" and _xxh3 is None:
+        return "its digest is of the kind xxh3, and the package xxhash is not installed here (pip install xxhash)"
+    if kind not in ("xxh3", "sha256"):
+        return "its digest is of an unknown kind"
+    try:
+        return None if _digest(path, kind) == wanted else f"its bytes are not those that were written ({kind} differs)"
+    except OSError as error:
+        return reason(error)
+
+
+def _digest(path: Path, kind: str) -> str:
+    hasher: Any = hashlib.sha256() if kind == "sha256" else _xxh3()
+    block = memoryview(bytearray(_BLOCK))
+    with open_binary(path) as file:
+        while count := file.readinto(block):  # type: ignore[attr-defined]
+            hasher.update(block[:count])
+    return f"{kind}:{hasher.hexdigest()}"
