@@ -316,7 +316,10 @@ def _check(path: Path, wanted: Callable[[str], bool]) -> None:
 
 def _run(path: Path) -> dict[str, Any]:
     _check(path, lambda name: name == RUN_FILE)
-    return files.read_json(path / RUN_FILE)
+    about = files.read_json(path / RUN_FILE)
+    if files.is_deep(about):
+        raise Damaged(f"{RUN_FILE} is nested too deeply")
+    return about
 
 
 def _progress(path: Path) -> Progress:

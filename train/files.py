@@ -74,12 +74,21 @@ def read_json(path: Path, limit: int = 2**20) -> dict[str, Any]:
         Damaged: not a regular file, larger than ``limit`` bytes, not JSON, or something else than an object.
     """
     try:
-        data = json.loads(read_bytes(path, limit))
+        data = json.loads(read_bytes(path, limit).decode("utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8; not JSON; too many digits; too many brackets
         raise Damaged(f"{path.name} is not JSON") from error
     if not isinstance(data, dict):
         raise Damaged(f"{path.name} holds no JSON object")
     return data
+
+
+def is_deep(data: object, levels: int = 50) -> bool:
+    """Whether JSON is nested deeper than any configuration: what walks through it would run out of stack."""
+    below: list[object] = [data]
+    for _ in range(levels):
+        items = [value.values() if isinstance(value, dict) else value for value in below if isinstance(value, (dict, list))]
+        below = [inner for item in items for inner in item]
+    return bool(below)
 
 
 def write_new(path: Path, text: str) -> None:

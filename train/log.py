@@ -6,10 +6,12 @@ lines of steps that will be done again are dropped, so a reader never meets a st
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from configs.errors import EchoForgeError
 from configs.shown import visible
+from train import files
 
 METRICS_FILE = "metrics.jsonl"
+_MAX_LINE = 2**20  # bytes; a real line has hundreds
 
 
 class Tally:
@@ -93,20 +98,26 @@ class Log:
         self.path = out / METRICS_FILE if out is not None else None
         self.say = (lambda line: say(visible(line))) if say is not None and out is not None else (lambda _: None)
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines of steps after ``step``: they will be done again."""
-        if self.path is not None and self.path.exists():
-            kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
-            part = self.path.with_suffix(".part")
-            part.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-            part.replace(self.path)
+    def rewind(self, step: int | None) -> None:
+        """Drop the lines of steps after ``step``, which will be done again; all of them where nothing was committed.
+
+        Raises:
+            EchoForgeError: the file is damaged.
+        """
+        if self.path is None or not os.path.lexists(self.path):
+            return
+        kept = [] if step is None else [text for text, line in _lines(self.path) if line.get("step", 0) <= step]
+        part = self.path.with_suffix(".part")
+        files.write_new(part, "".join(f"{text}\n" for text in kept))
+        part.replace(self.path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line; floats that are not finite are written as text, so that the line stays JSON."""
         if self.path is None:
             return
         clean = {k: (str(v) if isinstance(v, float) and v - v != 0 else v) for k, v in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3)} | clean) + "\n")
 
     def progress(self, step: int, until: int, stage: str, loss: float, pace: Pace) -> None:
@@ -119,14 +130,37 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics file; a line cut off by a kill is left out."""
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text("utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    """All whole lines of a metrics file; a last line that was cut off by a kill is left out.
+
+    Raises:
+        EchoForgeError: another line is damaged.
+    """
+    return [line for _, line in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each whole line, as it stands there and as it reads."""
+    try:
+        with files.open_binary(path) as file:
+            for number in itertools.count(1):
+                text = file.readline(_MAX_LINE)
+                if not text:
+                    return
+                line = _line(text)
+                if line is not None:
+                    yield text.decode().rstrip("\n"), line
+                elif file.read(1) or len(text) == _MAX_LINE:
+                    raise EchoForgeError(f"{path} is damaged in line {number}; delete that line, or the whole file.")
+    except OSError as error:
+        raise EchoForgeError(f"{path} cannot be read: {files.reason(error)}; put the file there, or delete it.") from error
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and type(line.get("step", 0)) is int else None
 
 
 def of_kind(lines: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

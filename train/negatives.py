@@ -22,12 +22,15 @@ from torch import Tensor
 from configs import reviews
 from configs.dataset_schema import NEGATIVES, SPLITS
 from configs.errors import EchoForgeError
+from configs.shown import one_line
+from train import files
 from train.config import LoaderConfig
 from train.index import SampleIndex, open_index
 
 FOLDER = "negatives"
 SAMPLES_FILE = "samples.parquet"
 CACHE_FOLDER = "ref_cache"
+_AGAIN = f"delete {SAMPLES_FILE} and gather again (`negatives gather`)"
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,16 @@ def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) ->
 
 
 def _negative(row: dict[str, Any], judgement: reviews.Judgement, where: Path) -> Negative:
+    if empty := next((name for name in ("sample_id", "task", "latents_path") if not row[name]), None):
+        raise EchoForgeError(f"negative {row['negative_id']} of {where} has no {empty}; {_AGAIN}.")
     path = where / row["latents_path"]
-    if not path.resolve().is_relative_to(where.resolve()) or not path.is_file():
-        raise EchoForgeError(f"negative {row['negative_id']} has no latents at {row['latents_path']}; gather it again.")
+    try:
+        there = path.resolve().is_relative_to(where.resolve()) and path.is_file()
+    except (ValueError, OSError):  # a name that no file can have
+        there = False
+    if not there:
+        name = one_line(row["latents_path"])[:200]
+        raise EchoForgeError(f"negative {row['negative_id']} has no latents at {name}; {_AGAIN}.")
     source = row["audio_source"] or row["sample_id"]
     issue = judgement.issue or "other"
     return Negative(row["negative_id"], row["sample_id"], source, row["task"], issue, path, judgement.frames)
@@ -94,9 +104,12 @@ def _negative(row: dict[str, Any], judgement: reviews.Judgement, where: Path) ->
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        return pq.ParquetFile(path).read().select(schema.names).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
-        raise EchoForgeError(f"the table {path.name} of {path.parent} cannot be read ({error}).") from error
+        with files.open_binary(path) as file:
+            table = pq.ParquetFile(file).read().select(schema.names).cast(schema)
+        return table
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        why = files.reason(error) if isinstance(error, OSError) else one_line(error)[:300]
+        raise EchoForgeError(f"the table {path.name} of {path.parent} cannot be read ({why}); {_AGAIN}.") from error
 
 
 def condition_index(dataset: str | Path, loader: LoaderConfig, negatives: Sequence[Negative]) -> SampleIndex:
@@ -134,16 +147,26 @@ def _condition_row(negative: Negative, rows: dict[str, dict[str, Any]]) -> dict[
     return row | {"sample_id": negative.negative_id, "tensors": tensors, "audio": sound["audio"]}
 
 
-def latents(negative: Negative) -> Tensor:
+def latents(negative: Negative, shape: Sequence[int]) -> Tensor:
     """The sampled video [C, T, h, w] fp32, as the sampler left it.
 
+    Args:
+        shape: that of the real video's latents.
+
     Raises:
-        EchoForgeError: the file is damaged or holds no ``latents``.
+        EchoForgeError: the file is damaged, holds no ``latents``, or those of another size.
     """
     try:
-        return load_file(negative.latents)["latents"].float()
+        found = load_file(negative.latents)["latents"].float()
     except Exception as error:
-        raise EchoForgeError(f"latents of negative {negative.negative_id} cannot be read: {error}") from error
+        raise EchoForgeError(
+            f"latents of negative {negative.negative_id} cannot be read ({one_line(error)[:300]}); {_AGAIN}."
+        ) from error
+    if tuple(found.shape) != tuple(shape):
+        raise EchoForgeError(
+            f"latents of negative {negative.negative_id} are {list(found.shape)}, its real video's {list(shape)}; {_AGAIN}."
+        )
+    return found
 
 
 def frame_mask(negative: Negative, latent_frames: int) -> Tensor:

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from configs.errors import EchoForgeError
+from configs.shown import one_line
 from model import flow
-from train import draws
+from train import draws, files
 from train.config import NegativeConfig
 
 SCHEMA = pa.schema(
@@ -26,19 +28,38 @@ Losses = tuple[Tensor, Tensor]
 
 
 class Cache:
-    """Losses of the reference by (negative, draw)."""
+    """Losses of the reference by (negative, draw).
 
-    def __init__(self, table: pa.Table) -> None:
+    Args:
+        where: the file, for errors.
+    """
+
+    def __init__(self, table: pa.Table, where: Path) -> None:
         rows = zip(*(table.column(name).to_pylist() for name in SCHEMA.names), strict=True)
         self._losses = {(name, draw): (negative, positive) for name, draw, negative, positive in rows}
+        self._where = where
 
     def negative(self, ids: Sequence[str], number: Sequence[int]) -> Tensor:
         """ℓ_ref of the negatives, fp32 [B]."""
-        return torch.tensor([self._losses[key][0] for key in zip(ids, number, strict=True)], dtype=torch.float32)
+        return self._losses_of(ids, number)[:, 0]
 
     def positive(self, ids: Sequence[str], number: Sequence[int]) -> Tensor:
         """ℓ_ref of the real videos, fp32 [B]."""
-        return torch.tensor([self._losses[key][1] for key in zip(ids, number, strict=True)], dtype=torch.float32)
+        return self._losses_of(ids, number)[:, 1]
+
+    def _losses_of(self, ids: Sequence[str], number: Sequence[int]) -> Tensor:
+        try:
+            found = [self._losses[key] for key in zip(ids, number, strict=True)]
+            return torch.tensor(found, dtype=torch.float32).view(-1, 2)
+        except (KeyError, TypeError) as error:  # a row is missing; a loss is null
+            raise _damaged(self._where, "a loss is missing") from error
+
+
+def _damaged(path: Path, why: object) -> EchoForgeError:
+    return EchoForgeError(
+        f"the reference's losses in {path} cannot be used ({one_line(why)[:300]}); "
+        "delete the file, and the same command computes them again."
+    )
 
 
 def draw(
@@ -69,10 +90,20 @@ def write(path: Path, ids: Iterable[Sequence[str]], count: int, losses: Callable
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".tmp")
-    pq.write_table(table, part)
+    part.unlink(missing_ok=True)
+    pq.write_table(table, part, write_page_checksum=True)
     part.replace(path)
 
 
 def read(path: Path) -> Cache:
-    """The table that :func:`write` made."""
-    return Cache(pq.read_table(path, schema=SCHEMA))
+    """The table that :func:`write` made.
+
+    Raises:
+        EchoForgeError: it is damaged.
+    """
+    try:
+        with files.open_binary(path) as file:
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        return Cache(table.select(SCHEMA.names).cast(SCHEMA), path)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, files.reason(error) if isinstance(error, OSError) else error) from error

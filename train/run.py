@@ -133,7 +133,8 @@ class _Run:
             checkpoint.load(found, self.state)
         out.mkdir(parents=True, exist_ok=True)
         self.log = Log(out if world.main else None, say)
-        self.log.rewind(self.state.progress.step)
+        self._new = found is None
+        parallel.on_all(lambda: self.log.rewind(None if self._new else self.state.progress.step))
         self.tally = Tally()
         self.context = Context(
             network, model_cfg.phda, cfg, seed, world.device, inputs.read_prompts(dataset),
@@ -159,7 +160,7 @@ class _Run:
     def go(self, max_steps: int | None) -> TrainOutcome:
         """Every stage that is left."""
         progress = self.state.progress
-        if progress.step == 0:
+        if self._new:
             if self.validation is not None:
                 self.log.say("measuring the held-out loss before the first step")
             self._validate("start")

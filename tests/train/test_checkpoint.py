@@ -15,20 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from configs import schema, strict
+from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
 from configs.schema import Config
 from model.transformer import EchoMimicTransformer
-from train import checkpoint, manifest
+from train import checkpoint, manifest, negatives, reference
 from train.checkpoint import Progress, State
 from train.ema import EMA
 from train.guard import Guard
+from train.log import METRICS_FILE, Log, read_metrics
 from workflows.networks import check_network, load_network
 
 SMALL = [
@@ -232,6 +237,13 @@ def test_generating_looks_at_what_it_reads(whole: Path, config: Config, step: in
                 generate(path, config)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"dim": value}
+    return value
+
+
 DAMAGE = {
     "empty": b"", "not JSON": b"{", "not UTF-8": b"\xff\xfe{", "zeros": bytes(4096), "a list": b"[1]", "a number": b"5",
     "deep": b"[" * 100_000, "deep objects": b'{"a":' * 100_000, "digits": b'{"step": ' + b"9" * 5000 + b"}",
@@ -243,7 +255,7 @@ TYPES = {
         {"guard": []}, {"guard": {"mean": "x"}}, {"guard": {"mean": [1]}}, {"guard": {"mean": 1}}, {"method": 5}, {"new": 1},
     ],
     checkpoint.RUN_FILE: [
-        {}, {"model": 5}, {"model": []}, {"model": {}}, {"model": {"transformer": None}}, {"model": {"transformer": [1]}},
+        {}, {"model": nested(900)}, {"model": {"transformer": nested(900)}}, {"train": nested(900)}, {"model": 5}, {"model": []}, {"model": {}}, {"model": {"transformer": None}}, {"model": {"transformer": [1]}},
     ],
     "state/metadata.json": [
         {}, {"format": "echoforge-state-1"}, {"format": "echoforge-state-1", "tensors": []}, {"format": "another"},
@@ -390,3 +402,89 @@ def test_a_checkpoint_without_its_digests_or_exports_is_damaged(whole: Path, con
         refused(lambda path=path: resume(path, config), name, "missing")
         if name in ("ema.safetensors", "run.json", "digests.json"):
             refused(lambda path=path: generate(path, config), name, "missing")
+
+
+def test_damaged_metrics_are_named_and_a_cut_line_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / METRICS_FILE
+    lines = ["".join((json.dumps({"kind": "step", "step": n, "loss": 1.5}), "\n")) for n in range(4)]
+    for tail in ("", '{"kind": "st', "\0" * 512, "5"):
+        path.write_text("".join(lines) + tail)
+        assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3]
+        Log(tmp_path).rewind(2)
+        assert path.read_text() == "".join(lines[:3])
+    for bad in ("{", "5", "[]", '{"step": "1"}', '{"step": null}', "[" * 100_000, "\0" * 9, "9" * 2**21, '"\udc80"'):
+        path.write_text("".join([lines[0], bad + "\n", lines[1]]), "utf-8", "surrogateescape")
+        refused(lambda: read_metrics(path), METRICS_FILE, "line 2")
+        refused(lambda: Log(tmp_path).rewind(0), METRICS_FILE, "line 2")
+    Log(tmp_path).rewind(None)
+    assert path.read_text() == ""
+
+
+@pytest.mark.parametrize("instead", ["link", "pipe", "folder"])
+def test_metrics_are_never_written_elsewhere(tmp_path: Path, instead: str) -> None:
+    path, outside = tmp_path / METRICS_FILE, tmp_path / "outside"
+    outside.write_text("{}\n")
+    if instead == "pipe":
+        os.mkfifo(path)
+    elif instead == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(outside)
+        (tmp_path / "metrics.part").symlink_to(outside)
+        with pytest.raises(OSError):
+            Log(tmp_path).write("step", 1, {})
+    refused(lambda: Log(tmp_path).rewind(1), METRICS_FILE)
+    refused(lambda: read_metrics(path), METRICS_FILE)
+    assert outside.read_text() == "{}\n"
+
+
+def test_a_damaged_cache_of_the_reference_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "cache.parquet"
+    rng = random.Random(0)
+    reference.write(path, [[f"n{k:03d}"] for k in range(50)], 4, lambda ids, draw: (torch.rand(1), torch.rand(1)))
+    assert reference.read(path).negative(["n003"], [2]).shape == (1,)
+    content = path.read_bytes()
+    for damaged in [b"", content[:-9], b"PAR1" + bytes(100) + b"PAR1"]:
+        path.write_bytes(damaged)
+        refused(lambda: reference.read(path), "cache.parquet")
+    for _ in range(60):  # pages have a checksum; what else a bit can change is named, or changes nothing
+        at = rng.randrange(len(content))
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :])
+        try:
+            reference.read(path).negative(["n003"], [2])
+        except EchoForgeError as error:
+            assert "cache.parquet" in str(error) and "\n" not in str(error)
+    null = pa.Table.from_pylist([{"negative_id": "a", "draw": 0, "negative": None, "positive": 1.0}], reference.SCHEMA)
+    pq.write_table(null, path)
+    refused(lambda: reference.read(path).negative(["a"], [0]), "cache.parquet")
+    refused(lambda: reference.read(path).negative(["b"], [0]), "cache.parquet")
+    path.unlink()
+    os.mkfifo(path)
+    refused(lambda: reference.read(path), "cache.parquet")
+
+
+def test_a_table_of_negatives_that_lies_is_refused(tmp_path: Path) -> None:
+    where = negatives.folder(tmp_path, "n")
+    (where / "latents").mkdir(parents=True)
+    (where / "latents" / "a.safetensors").write_bytes(save_tensors({"latents": torch.zeros(1, 2, 2)}))
+    (tmp_path / "outside.safetensors").write_bytes(save_tensors({"latents": torch.zeros(1, 2, 2)}))
+    (where / "latents" / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    good = {name: None for name in NEGATIVES.names} | {
+        "negative_id": "a", "sample_id": "s", "task": "i2v", "latents_path": "latents/a.safetensors",
+        "flags": [{"issue": "flicker", "score": "x", "value": 1.0, "quantile": 1.0}],
+    }  # fmt: skip
+
+    def read(**changes: Any) -> list[negatives.Negative]:
+        rows = [{k: v for k, v in (good | changes).items() if v is not None}]
+        pq.write_table(pa.Table.from_pylist(rows, NEGATIVES), where / negatives.SAMPLES_FILE)
+        return negatives.read(tmp_path, "n", [], accept_flags=True)
+
+    (found,) = read()
+    assert negatives.latents(found, (1, 2, 2)).shape == (1, 2, 2)
+    refused(lambda: negatives.latents(found, (4, 2, 2)), "latents of negative a")
+    for path in ("../../../outside.safetensors", str(tmp_path / "outside.safetensors"), "latents/link.safetensors",
+                 "latents", "a\0b", "x" * 5000, None):  # fmt: skip
+        refused(lambda path=path: read(latents_path=path), "negative a")
+    refused(lambda: read(sample_id=None), "negative a")
+    (where / negatives.SAMPLES_FILE).write_bytes(b"PAR1")
+    refused(lambda: negatives.read(tmp_path, "n", [], accept_flags=True), negatives.SAMPLES_FILE)

@@ -185,3 +185,44 @@ def test_killed_at_any_moment_it_ends_bitwise_the_same(dataset: Path, alone: Pat
     assert kills >= 3
     assert all(torch.equal(a, b) for a, b in zip(final(run).values(), final(alone).values(), strict=True))
     assert not list(run.glob("*.tmp")) and len(losses(run)) == 20
+
+
+class Killed(BaseException):
+    """Ends a run as `kill -9` does: nothing catches it, and what was written stays."""
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_logged_once(
+    held_out: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Ended after the first validation: nothing was committed, so all is done again."""
+    config = schema.load("tiny", [f"{name}={value}" for name, value in VALIDATED.items()])
+
+    def die(line: str) -> None:
+        if "held-out loss" in line and "at step 0" in line:
+            raise Killed
+
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        train_here(held_out, run, config.model, config.train, say=die, device="cpu")
+    assert len(read_metrics(run / METRICS_FILE)) == 1
+    in_this_process(held_out, run)
+    assert measured(run) == measured(undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_before_the_first_checkpoint_it_is_the_same_run(
+    held_out: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """kill -9 once the first line was written; nothing was committed, so all is done again."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(held_out, run, 1, **VALIDATED | {"checkpoint.every": "0"}), cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and not ((run / METRICS_FILE).is_file() and (run / METRICS_FILE).stat().st_size):
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert checkpoint.latest(run) is None
+    in_this_process(held_out, run)
+    assert measured(run) == measured(undisturbed)

@@ -206,7 +206,7 @@ def negative_inputs(context: Context, source: Loader, negatives: dict[str, store
         text_len=context.text_len,
         audio=context.audio,
         tasks=[n.task for n in chosen],
-        targets=torch.stack([store.latents(n) for n in chosen]),
+        targets=torch.stack([store.latents(n, batch["latents"][k].shape) for k, n in enumerate(chosen)]),
     )
 
 
