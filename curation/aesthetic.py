@@ -6,6 +6,7 @@ activations between them), the score that cosmos-curate and most text-to-video s
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -40,7 +41,7 @@ class Scorer:
         clip, head = locate("aesthetic.clip", cfg.clip, True), locate("aesthetic.head", cfg.head, True)
         try:
             model, _, self._prepare = open_clip.create_model_and_transforms(cfg.model, pretrained=str(clip))
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
             raise EchoForgeError(f"'{clip}' does not hold open_clip's {cfg.model} ({_first(error)}).") from error
         self._see = model.visual.to(cfg.device).eval()
         self._head = read_head(head).to(cfg.device).eval()

@@ -167,9 +167,9 @@ class VisionCaptioner:
         self._cfg = cfg
         usable(cfg.device, "captions.device")
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(cfg.model)
+            self._processor: Any = AutoProcessor.from_pretrained(cfg.model, trust_remote_code=False)
             dtype = torch.bfloat16 if cfg.device.startswith("cuda") else torch.float32
-            model: Any = AutoModelForImageTextToText.from_pretrained(cfg.model, dtype=dtype)
+            model: Any = AutoModelForImageTextToText.from_pretrained(cfg.model, dtype=dtype, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise MissingWeights(
                 f"the captioning model '{cfg.model}' could not be loaded ({error}); set captions.model to its folder."

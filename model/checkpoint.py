@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from configs.errors import EchoForgeError, MissingWeights
+from configs.shown import one_line
 from configs.strict import to_dict
 from model.config import TransformerConfig, Variant
 from model.transformer import PROJECTIONS, EchoMimicTransformer
@@ -50,13 +51,17 @@ def load_weights(path: Path | str, device: str | torch.device = "cpu") -> dict[s
         raise MissingWeights(f"weights '{path}' do not exist; give the path of a .safetensors or .pth file.")
     if path.is_dir() or path.name.endswith(".index.json"):
         return _load_shards(path, device)
+    if not path.is_file():  # a pipe or a device would be read for ever
+        raise EchoForgeError(f"weights '{path}' are no regular file; give the path of a .safetensors or .pth file.")
     if path.suffix == ".safetensors":
         return _unwrap(_read_safetensors(path, device))
     try:
         return _unwrap(torch.load(path, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(path)))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError) as error:
-        opaque = isinstance(error, (LookupError, AttributeError)) or not str(error)  # text, read as pickle
-        reason = "it holds something else" if opaque else str(error).splitlines()[0].rstrip(".")
+    except EchoForgeError:
+        raise
+    except Exception as error:  # pickles fail in many ways
+        clear = isinstance(error, (pickle.UnpicklingError, RuntimeError)) and str(error)  # others: text, read as pickle
+        reason = one_line(str(error).splitlines()[0].rstrip(".")) if clear else "it holds something else"
         raise EchoForgeError(f"'{path}' is not a plain file of weights: {reason}; give a .safetensors file.") from error
 
 
@@ -145,11 +150,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str
 
 def _load_shards(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     folder = path if path.is_dir() else path.parent
-    if not path.is_dir():
-        index = json.loads(path.read_text("utf-8"))
-        files = sorted({folder / name for name in index["weight_map"].values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
+    files = sorted(folder.glob("*.safetensors")) if path.is_dir() else _indexed(path)
     if not files:
         raise MissingWeights(f"folder '{folder}' holds no .safetensors file.")
     state: dict[str, Tensor] = {}
@@ -163,6 +164,19 @@ def _load_shards(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     return _unwrap(state)
 
 
+def _indexed(path: Path) -> list[Path]:
+    """The files that an ``.index.json`` names; they lie beside it."""
+    try:
+        names = {str(name) for name in json.loads(path.read_text("utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise EchoForgeError(f"'{path}' is not an index of weights; get it again, or give the folder.") from error
+    if elsewhere := next((name for name in sorted(names) if Path(name).name != name or "\0" in name), None):
+        raise EchoForgeError(
+            f"'{path}' names '{one_line(elsewhere)[:200]}', which does not lie beside it; get it again."
+        )
+    return sorted(path.parent / name for name in names)
+
+
 def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt", device=str(device)) as file:
@@ -172,11 +186,9 @@ def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, Tenso
 
 
 def _unwrap(state: object) -> dict[str, Tensor]:
-    while isinstance(state, dict):
-        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
-        if inner is None:
-            break
-        state = inner
+    for _ in _WRAPPERS:  # not for ever: a pickled dict can hold itself
+        if isinstance(state, dict):
+            state = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise EchoForgeError("the file holds no state dict of tensors.")
     for prefix in (f"{name}." for name in _WRAPPERS):

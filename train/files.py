@@ -86,7 +86,9 @@ def is_deep(data: object, levels: int = 50) -> bool:
     """Whether JSON is nested deeper than any configuration: what walks through it would run out of stack."""
     below: list[object] = [data]
     for _ in range(levels):
-        items = [value.values() if isinstance(value, dict) else value for value in below if isinstance(value, (dict, list))]
+        items = [
+            value.values() if isinstance(value, dict) else value for value in below if isinstance(value, (dict, list))
+        ]
         below = [inner for item in items for inner in item]
     return bool(below)
 

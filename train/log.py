@@ -152,7 +152,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 elif file.read(1) or len(text) == _MAX_LINE:
                     raise EchoForgeError(f"{path} is damaged in line {number}; delete that line, or the whole file.")
     except OSError as error:
-        raise EchoForgeError(f"{path} cannot be read: {files.reason(error)}; put the file there, or delete it.") from error
+        raise EchoForgeError(
+            f"{path} cannot be read: {files.reason(error)}; put the file there, or delete it."
+        ) from error
 
 
 def _line(text: bytes) -> dict[str, Any] | None:

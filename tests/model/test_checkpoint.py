@@ -5,6 +5,7 @@ What is loaded and written is copied, so it is compared exactly.
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import pytest
@@ -64,3 +65,35 @@ def test_reading_weights_runs_nothing(tmp_path):
     for name in ("bomb.pth", "raw.pth"):
         with pytest.raises(EchoForgeError, match="not a plain file of weights"):
             load_weights(tmp_path / name)
+
+
+def test_a_state_dict_that_holds_itself_is_refused(tmp_path):
+    state = {}
+    state["model"] = state
+    torch.save(state, tmp_path / "loop.pth")
+    with pytest.raises(EchoForgeError):
+        load_weights(tmp_path / "loop.pth")
+
+
+@pytest.mark.parametrize(
+    "index",
+    ['{"weight_map": {"a": "../outside.safetensors"}}', '{"weight_map": {"a": "/etc/passwd"}}', '{"weight_map": []}',
+     '{"weight_map": {"a": "b\\u0000"}}', '{"weight_map": {"a": 5, "b": ".."}}', "[]", "{", "[" * 100_000, "\ufeff"],
+)  # fmt: skip
+def test_an_index_of_shards_names_only_files_beside_it(tmp_path, index):
+    (tmp_path / "model").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "outside.safetensors")
+    path = tmp_path / "model" / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(EchoForgeError, match=r"model\.safetensors\.index\.json") as caught:
+        load_weights(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_pipes_and_devices_are_no_weights(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / f"zero-{name}").symlink_to("/dev/zero")
+    for path in (tmp_path / name, tmp_path / f"zero-{name}"):
+        with pytest.raises(EchoForgeError, match="no regular file"):
+            load_weights(path)

@@ -255,7 +255,9 @@ TYPES = {
         {"guard": []}, {"guard": {"mean": "x"}}, {"guard": {"mean": [1]}}, {"guard": {"mean": 1}}, {"method": 5}, {"new": 1},
     ],
     checkpoint.RUN_FILE: [
-        {}, {"model": nested(900)}, {"model": {"transformer": nested(900)}}, {"train": nested(900)}, {"model": 5}, {"model": []}, {"model": {}}, {"model": {"transformer": None}}, {"model": {"transformer": [1]}},
+        {}, {"model": nested(900)}, {"model": {"transformer": nested(900)}}, {"train": nested(900)},
+        {"model": 5}, {"model": []}, {"model": {}},
+        {"model": {"transformer": None}}, {"model": {"transformer": [1]}},
     ],
     "state/metadata.json": [
         {}, {"format": "echoforge-state-1"}, {"format": "echoforge-state-1", "tensors": []}, {"format": "another"},
@@ -469,7 +471,7 @@ def test_a_table_of_negatives_that_lies_is_refused(tmp_path: Path) -> None:
     (where / "latents" / "a.safetensors").write_bytes(save_tensors({"latents": torch.zeros(1, 2, 2)}))
     (tmp_path / "outside.safetensors").write_bytes(save_tensors({"latents": torch.zeros(1, 2, 2)}))
     (where / "latents" / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
-    good = {name: None for name in NEGATIVES.names} | {
+    good = dict.fromkeys(NEGATIVES.names) | {
         "negative_id": "a", "sample_id": "s", "task": "i2v", "latents_path": "latents/a.safetensors",
         "flags": [{"issue": "flicker", "score": "x", "value": 1.0, "quantile": 1.0}],
     }  # fmt: skip

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from benchmarks.synthetic_shards import write_dataset
 from configs import schema
 from configs.dataset_schema import PROMPTS_FILE
-from train import checkpoint
+from train import checkpoint, old_state
 from train.log import METRICS_FILE, of_kind, read_metrics
 from train.run import train as train_here
 
@@ -156,10 +157,14 @@ def test_two_ranks_learn_what_one_learns(dataset: Path, alone: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_resume_on_fewer_ranks(dataset: Path, alone: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("before", "after", "shard"), [(2, 1, "2"), (2, 1, "1"), (1, 2, "2")])
+def test_resume_on_another_number_of_ranks(
+    dataset: Path, alone: Path, tmp_path: Path, before: int, after: int, shard: str
+) -> None:
+    """Sharded (FSDP2), replicated (HSDP) and plain states, read as another kind of state."""
     run = tmp_path / "run"
-    train(dataset, run, 2, max_steps="9")
-    train(dataset, run, 1)
+    train(dataset, run, before, max_steps="9", optim__shard=shard if before > 1 else "0")
+    train(dataset, run, after, optim__shard=shard if after > 1 else "0")
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
 
 
@@ -226,3 +231,27 @@ def test_killed_before_the_first_checkpoint_it_is_the_same_run(
     assert checkpoint.latest(run) is None
     in_this_process(held_out, run)
     assert measured(run) == measured(undisturbed)
+
+
+_SAVE_AS_BEFORE = """
+import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+whole = torch.arange(35.0).view(7, 5)
+dcp.save({"model.a": distribute_tensor(whole, mesh, [Shard(0)]), "optim.a.step": torch.tensor(4.0)}, checkpoint_id=sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_state_that_two_ranks_saved_before_is_read_by_one(tmp_path: Path) -> None:
+    """DCP's own writer, whose metadata is a pickle."""
+    script = tmp_path / "save.py"
+    script.write_text(_SAVE_AS_BEFORE)
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run([*ranks, str(tmp_path / "state")], cwd=ROOT, check=True, capture_output=True)
+    tensors = {"model.a": torch.zeros(7, 5), "optim.a.step": torch.tensor(0.0)}
+    dcp.load(tensors, storage_reader=old_state.read(tmp_path / "state"), no_dist=True)
+    assert torch.equal(tensors["model.a"], torch.arange(35.0).view(7, 5)) and tensors["optim.a.step"] == 4
