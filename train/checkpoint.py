@@ -134,7 +134,8 @@ def save(run: Path, state: State, about: dict[str, Any], *, keep_last: int, pin:
         manifest.write(staging, {f"{STATE}/{name}": digest for name, digest in writer.digests.items()})
         _sync_tree(staging)
         replaced = final.with_name(final.name + ".old")
-        if final.exists():
+        if os.path.lexists(final):
+            _remove(replaced)
             final.rename(replaced)
         staging.rename(final)
         _remove(replaced)
@@ -241,7 +242,13 @@ def check_transformer(about: dict[str, Any], cfg: TransformerConfig, what: str, 
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed process left half-written or half-deleted. Of a link only the link goes."""
+    """Remove what a killed process left half-written or half-deleted. Of a link only the link goes.
+
+    Raises:
+        EchoForgeError: a folder is in the place of LATEST, so that no commit could end.
+    """
+    if (pointer := run / LATEST).is_dir() and not pointer.is_symlink():
+        raise EchoForgeError(f"{pointer} is a folder, where the name of the newest checkpoint is written; remove it.")
     leftover = [path for path in _ours(run) if _suffix(path)]
     for path in leftover:
         final = path.with_suffix("")

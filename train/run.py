@@ -383,7 +383,7 @@ def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig)
 
 def _made_by(dataset: str) -> str:
     """``, made with preset 'x',`` where a local dataset says so."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         about = json.loads((Path(dataset) / DATASET_FILE).read_text("utf-8"))
         return f", made with preset '{about['made_with']['preset']}',"
     return ""

@@ -379,6 +379,21 @@ def test_what_is_cleared_and_deleted_lies_in_the_run(tmp_path: Path, config: Con
     assert (run / "LATEST").read_text() == "step-000004\n" and not (run / "LATEST").is_symlink()
 
 
+@pytest.mark.parametrize("content", [b"", b"../../outside", b"\xff\0", b"step-999999", None])
+def test_latest_is_for_others_and_is_never_read(tmp_path: Path, config: Config, content: bytes | None) -> None:
+    save(tmp_path, config, 1)
+    (tmp_path / checkpoint.LATEST).unlink()
+    if content is None:
+        (tmp_path / checkpoint.LATEST).mkdir()
+        refused(lambda: checkpoint.clean(tmp_path), checkpoint.LATEST)
+        return
+    (tmp_path / checkpoint.LATEST).write_bytes(content)
+    checkpoint.clean(tmp_path)
+    generate(tmp_path, config)
+    save(tmp_path, config, 2)
+    assert (tmp_path / checkpoint.LATEST).read_text() == "step-000002\n"
+
+
 def test_a_checkpoint_that_is_a_link_is_refused(tmp_path: Path, config: Config) -> None:
     outside = save(tmp_path / "outside", config, 1)
     (tmp_path / "run").mkdir()

@@ -255,3 +255,21 @@ def test_a_state_that_two_ranks_saved_before_is_read_by_one(tmp_path: Path) -> N
     tensors = {"model.a": torch.zeros(7, 5), "optim.a.step": torch.tensor(0.0)}
     dcp.load(tensors, storage_reader=old_state.read(tmp_path / "state"), no_dist=True)
     assert torch.equal(tensors["model.a"], torch.arange(35.0).view(7, 5)) and tensors["optim.a.step"] == 4
+
+
+@pytest.mark.slow
+def test_damage_that_one_rank_finds_ends_all_ranks_with_one_sentence(dataset: Path, tmp_path: Path) -> None:
+    """The second rank looks at what the second rank wrote."""
+    run = tmp_path / "run"
+    train(dataset, run, 2, max_steps="2")
+    (file,) = run.glob("step-*/state/00001-model-0.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    done = subprocess.run(
+        command(dataset, run, 2), cwd=ROOT, check=False, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    printed = " ".join((done.stdout + done.stderr).split())
+    assert done.returncode and "state/00001-model-0.safetensors" in printed and "copy it anew" in printed
+    assert "Traceback" not in printed.partition("ChildFailedError")[0].partition("torch/distributed/run")[0]
