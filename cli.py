@@ -359,6 +359,17 @@ def catalog_explain(ctx: typer.Context, catalog: str, clip: str, preset: Preset 
     console.print(ops.explain(catalog, clip, _config_of(catalog, ctx, preset, set_).curation))
 
 
+@catalog_app.command("verify", cls=LongCommand)
+def catalog_verify(catalog: str) -> None:
+    """Compare every file of the tables and of the ledger with its digest; exit 1 when something is wrong."""
+    from pipeline import catalog as ops
+
+    found = ops.verify(catalog)
+    console.print(found, soft_wrap=True)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
 @catalog_app.command("redecide", cls=LongCommand)
 def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, set_: Set = None) -> None:
     """New thresholds, new verdicts, and what changed: reads only the tables, decodes nothing.

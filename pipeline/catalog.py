@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,15 +16,17 @@ from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from curation.report import render
+from pipeline import generation, seal, store
 from pipeline import relocate as relocation
-from pipeline import store
+from pipeline.catalog_verify import verify
+from pipeline.generation import REPORT_FILE
 from pipeline.ledger import Ledger
 from pipeline.redecide import configuration, redecide
 from pipeline.reuse import latest
-from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, saved, standing
-from pipeline.tables import LIGHT, find_clip, read
+from pipeline.summary import STANDING_COLUMNS, Standing, count, made_with, standing
+from pipeline.tables import LIGHT, find_clip, read, read_whole, some
 
-__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "relocate", "report", "status"]
+__all__ = ["Explanation", "Status", "configuration", "explain", "redecide", "relocate", "report", "status", "verify"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,9 @@ class Status:
     clips: dict[str, int]
     errors: list[tuple[str, str]]  # file, sentence
     quarantined: list[tuple[str, str]]  # file, cause
-    progress: dict[str, Any] | None
+    progress: dict[str, int] | None  # videos: `done` of `total`
     standing: Standing | None = None  # None: there are no tables yet
+    note: str = ""  # what else is to be said
 
     def __str__(self) -> str:
         count = ", ".join(f"{n} {v}" for v, n in sorted(self.videos.items()))
@@ -47,6 +48,8 @@ class Status:
         lines += [self.standing.counts(), *self.standing.why()] if self.standing else ["clips: none"]
         if self.progress:
             lines.append(f"last run: {self.progress['done']} of {self.progress['total']} videos done")
+        if self.note:
+            lines.append(self.note)
         for kind, found in (("error", self.errors), ("quarantined", self.quarantined)):
             lines += [f"{kind}: {one_line(uri)}: {one_line(sentence)}" for uri, sentence in found[:50]]
             if len(found) > 50:
@@ -105,15 +108,12 @@ def status(catalog_dir: str) -> Status:
     root = store.join(catalog_dir, "ledger", "curate")
     parameters = latest(root)
     failures = Ledger(root, {"videos": VIDEOS, "clips": CLIPS}, parameters).quarantined() if parameters else {}
-    url = store.join(catalog_dir, "status.json")
-    progress = None
-    with contextlib.suppress(ValueError):  # a damaged one tells nothing
-        progress = json.loads(store.read_bytes(url)) if store.exists(url) else None
+    progress, note = _progress(catalog_dir)
     aside = {failure.key: failure.cause for failure in failures.values()}
-    if progress and not store.listing(store.join(catalog_dir, "clips"), ".parquet"):
+    if progress and not some(catalog_dir, "clips"):
         return Status(catalog_dir, {}, {}, [], sorted(aside.items()), progress)
-    videos = read(catalog_dir, "videos", VIDEOS, ["source_uri", "verdict", "reasons", "error_stage", "error"])
-    clips = read(catalog_dir, "clips", CLIPS, STANDING_COLUMNS)
+    columns = ["source_uri", "verdict", "reasons", "error_stage", "error"]
+    videos, clips, run = read_whole(catalog_dir, columns, STANDING_COLUMNS)
     broken = videos.filter(pc.equal(videos["verdict"], "error")).to_pylist()
     in_tables = {row["source_uri"]: row["error"] for row in broken if row["error_stage"] == "quarantine"}
     known = set(videos["source_uri"].to_pylist())
@@ -121,8 +121,21 @@ def status(catalog_dir: str) -> Status:
     errors = [(row["source_uri"], row["error"]) for row in broken if row["error_stage"] != "quarantine"]
     return Status(
         catalog_dir, count(videos["verdict"]), count(clips["verdict"]), errors, sorted(aside.items()), progress,
-        standing(catalog_dir, videos, clips, made_with(catalog_dir)),
+        standing(catalog_dir, videos, clips, made_with(run)), note,
     )  # fmt: skip
+
+
+def _progress(catalog_dir: str) -> tuple[dict[str, int] | None, str]:
+    """What ``status.json`` says of the last run, and a sentence where it is damaged."""
+    url = store.join(catalog_dir, "status.json")
+    remedy = "the next `curate` writes it again"
+    try:
+        found = seal.read_json(url, remedy)
+        return {key: int(found[key]) for key in ("done", "total")} if found is not None else None, ""
+    except EchoForgeError as error:
+        return None, str(error)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None, f"'{url}' is damaged (it does not say how many videos are done); {remedy}."
 
 
 def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
@@ -145,6 +158,8 @@ def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
 def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     """Write the report of a catalog's tables as they are, with the thresholds of ``cfg`` drawn in; returns where.
 
+    With the one in the catalog, ``run.json`` is written again, too.
+
     Args:
         out: the page; None: ``report.html`` in the catalog.
 
@@ -153,10 +168,16 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     """
     if out is not None:
         folders.check_out_file(out, (".html",))
-    videos, clips = read(catalog_dir, "videos", VIDEOS), read(catalog_dir, "clips", CLIPS, LIGHT)
-    run = saved(catalog_dir)
-    target = out or store.join(catalog_dir, "report.html")
-    store.write_bytes(target, render(videos, clips, cfg, run).encode())
+    videos, clips, run = read_whole(catalog_dir, None, LIGHT)
+    page = render(videos, clips, cfg, run)
+    if out is not None:
+        store.write_bytes(out, page.encode())
+        return out
+    target, now = store.join(catalog_dir, REPORT_FILE), generation.current(catalog_dir)
+    if now is None:
+        store.write_bytes(target, page.encode())
+    else:
+        generation.with_report(catalog_dir, now, page)
     return target
 
 
@@ -165,9 +186,10 @@ def relocate(catalog_dir: str, old: str, new: str) -> relocation.Relocation:
     done = relocation.relocate(catalog_dir, old, new)
     try:
         config = configuration(catalog_dir, [])
-        if config is not None and store.listing(store.join(catalog_dir, "clips"), ".parquet"):
+        if config is not None and some(catalog_dir, "clips"):
             report(catalog_dir, None, config.curation)
     except EchoForgeError as error:
         again = f"`catalog report {catalog_dir} --preset NAME` writes it again."
-        return replace(done, note=f"report.html keeps the old names: {error} {again}")
+        note = f"report.html keeps the old names: {error} {again}"
+        return replace(done, note="\n".join(filter(None, [done.note, note])))
     return done

@@ -1,8 +1,8 @@
 """Sources → a catalog: plan units by listing, analyse them through the engine, then decide over the whole corpus.
 
 Layout of ``out``: ``ledger/curate`` (the record of work, one part file per commit), ``videos/*.parquet``,
-``clips/*.parquet``, ``run.json``, ``report.html``, ``status.json``. Everything but the ledger is made anew from it at
-the end of every run, so a new threshold costs no decoding.
+``clips/*.parquet`` and ``tables.json``, which names them, ``run.json``, ``report.html``, ``status.json``. Everything but
+the ledger is made anew from it at the end of every run, so a new threshold costs no decoding.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from curation.captions import Beside
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.sources import Source, expand
-from pipeline import engine, relocate, reuse, store, tables
+from pipeline import engine, generation, relocate, reuse, store, tables
 from pipeline.config import PipelineConfig
-from pipeline.ledger import Failure, Ledger, Result, Unit, unit_id
-from pipeline.progress import Progress
+from pipeline.ledger import Failure, Ledger, Result, Unit, mend, unit_id
+from pipeline.progress import Progress, say
 from pipeline.redecide import carried
-from pipeline.summary import CurateSummary, publish, summarise
+from pipeline.summary import CurateSummary, describing, summarise
 from pipeline.timing import Stopwatch, timed
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
@@ -111,21 +111,23 @@ def curate(
     """
     out = out.rstrip("/")
     folders.check_out(out, "catalog", inputs=sources)
-    config, thresholds = carried(out, config, named, _nothing if quiet else _say)
+    config, thresholds = carried(out, config, named, _nothing if quiet else say)
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline
     usable, unscored = backends.without_missing_sync(cfg)
     backends.check_files(usable)
     store.sweep(out)
+    root = store.join(out, "ledger", "curate")
+    mend(root, TABLES, _nothing if quiet else say)
     with _no_collection():
         found = store.retrying(lambda: expand(sources, cfg), "listing the sources")[:limit]
     beside = Beside(cfg.captions)
     units = plan(found, pipeline_cfg, beside)
     units = relocate.adopt(out, units, functools.partial(_ids_at, beside))
-    ledger = Ledger(store.join(out, "ledger", "curate"), TABLES, backends.parameters(cfg))
+    ledger = Ledger(root, TABLES, backends.parameters(cfg))
     if unscored and not _scored_before(out, ledger, units, retry_failed, unscored):
         cfg = usable
-        ledger = Ledger(ledger.root, TABLES, backends.parameters(cfg))
+        ledger = Ledger(root, TABLES, backends.parameters(cfg))
         Terminal(stderr=True, quiet=quiet).say(_unscored(cfg, unscored))
     else:
         unscored = None
@@ -145,15 +147,12 @@ def curate(
         return ledger.read("clips", wanted, columns)
 
     videos = videos.sort_by([("source_uri", "ascending")])
-    videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file)
-    report = publish(out, videos, clips, config, facts | {"notes": notes})
+    describe = describing(config, facts | {"notes": notes})
+    videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file, describe)
+    report = store.join(out, generation.REPORT_FILE)
     causes = [f"{redact_address(failure.key)}: {failure.cause}" for failure in aside]
     summary = summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report, config.preset)
     return replace(summary, notes=notes)
-
-
-def _say(line: str) -> None:
-    Terminal(stderr=True).say(line)
 
 
 def _nothing(line: str) -> None:
@@ -179,7 +178,7 @@ def _scored_before(out: str, ledger: Ledger, units: list[Unit], retry_failed: bo
     """
     done = ledger.done()
     if not done:
-        if not _has_scores(out):
+        if not tables.any_value(out, "clips", SCORES):
             return False
         raise MissingWeights(
             f"the catalog has sync scores, and these settings need them measured again: {str(why)[:-1]}; "
@@ -193,19 +192,6 @@ def _scored_before(out: str, ledger: Ledger, units: list[Unit], retry_failed: bo
             "--set sync.backend=none does without the scores of all."
         )
     return True
-
-
-def _has_scores(out: str) -> bool:
-    """Does any clip of the catalog at ``out`` have a sync score?
-
-    Not asked through `tables.read`, which refuses tables that are half-written or damaged: this run writes them anew.
-    """
-    for part in store.listing(store.join(out, "clips"), ".parquet"):
-        with contextlib.suppress(OSError, pa.ArrowException), store.parquet(part.url) as file:
-            found = file.read(columns=[name for name in SCORES if name in file.schema_arrow.names])
-            if any(column.null_count < len(column) for column in found.columns):
-                return True
-    return False
 
 
 def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:
@@ -300,15 +286,15 @@ def current(ledger: Ledger, units: list[Unit]) -> tuple[set[str], list[Failure]]
         ids of finished units, and the units in quarantine.
     """
     planned, keys = {unit.id for unit in units}, {unit.key for unit in units}
-    records = ledger.records().select(["unit", "key", "finished"])
-    latest: dict[str, tuple[float, str]] = {}
+    records = ledger.records().select(["unit", "key", "run", "finished"])
+    latest: dict[str, tuple[int, float, str]] = {}
     wanted = set()
-    for unit, key, when in zip(*(records[name].to_pylist() for name in records.schema.names), strict=True):
+    for unit, key, run, when in zip(*(records[name].to_pylist() for name in records.schema.names), strict=True):
         if unit in planned:
             wanted.add(unit)
-        elif key not in keys:
-            latest[key] = max(latest.get(key, (0.0, "")), (when, unit))
-    wanted |= {unit for _, unit in latest.values()}
+        elif key not in keys:  # clocks go wrong: they count only for what older versions wrote, which have no runs
+            latest[key] = max(latest.get(key, (-1, 0.0, "")), (run or 0, when, unit))
+    wanted |= {unit for *_, unit in latest.values()}
     aside = [
         failure
         for unit, failure in ledger.quarantined().items()
@@ -349,9 +335,9 @@ def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
             terminal.say(note)
     if missing and (changed or earlier) and not quiet:
         if changed:
-            _say(f"changed since the last run: {', '.join(changed)}.")
+            say(f"changed since the last run: {', '.join(changed)}.")
         for line in reuse.sentences(missing, earlier, ledger.parameters, "videos"):
-            _say(line)
+            say(line)
     return [
         replace(unit, payload=replace(unit.payload, earlier=(unit.id, earlier[unit.id])))
         if unit.id in earlier

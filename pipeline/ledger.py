@@ -11,18 +11,22 @@ Layout below ``root`` (a folder of the output, local or remote)::
 A part file has one row per unit: the columns of :data:`RECORD` and one list column per table that the stage makes.
 Nothing else is kept, so resuming is listing what is missing, and switching parameters back finds the old parts.
 A unit may sit in two parts when a process died between two steps; readers take it once.
+
+Parts carry a digest of themselves (`pipeline/seal.py`). What is damaged is set aside by :func:`mend` (``….damaged``, no
+name that anything here reads), so that its units are missing and are computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import subprocess
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -30,10 +34,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from configs import strict
 from configs.paths import absolute
-from pipeline import store
+from configs.shown import one_line
+from pipeline import seal, store
 
 RECORD = pa.schema(
     [
@@ -45,12 +51,18 @@ RECORD = pa.schema(
         ("seconds", pa.float64()),
         ("amount", pa.float64()),  # seconds of video
         ("timings", pa.string()),  # JSON: operator → seconds
-        ("finished", pa.float64()),  # Unix time
+        ("finished", pa.float64()),  # Unix time, for people: clocks go wrong, so order is taken from `run`
+        ("run", pa.int64()),  # number of the run that computed it, 1 and up; null where an older version did
     ]
 )
+_RUN = pa.schema([RECORD.field("run")])
+MOVED_FILE = "moved.parquet"
+"""Beside the ledgers of a catalog: what `catalog relocate` keeps (`pipeline/relocate.py`)."""
 Rows = Mapping[str, list[dict[str, Any]]]
 MERGED_GROUP = 1024
 """Units of a row group in a merged part: what is read to find the rows of one of them."""
+_SAID = 20  # files that are named one by one when they are set aside
+_WHY = 200  # characters of a library's message
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,16 @@ class Failure:
     cause: str  # one sentence
     detail: str  # traceback or last words of the process
     attempts: int
-    time: float
+    time: float  # Unix time, for people
+    run: int = 0  # as in `RECORD`; 0: of an older version
+
+    def __post_init__(self) -> None:
+        """Raises TypeError: a value of the wrong type, as a damaged file has."""
+        for name in ("unit", "key", "fingerprint", "cause", "detail"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"'{name}' is no text")
+        if not all(isinstance(getattr(self, name), (int, float)) for name in ("attempts", "time", "run")):
+            raise TypeError("a number is none")
 
 
 def unit_id(*parts: object) -> str:
@@ -154,16 +175,26 @@ class Ledger:
         self.root, self.tables, self.parameters = absolute(root), dict(tables), dict(parameters)
         self.home = store.join(self.root, strict.digest(self.parameters))
         self.parts = store.join(self.home, "parts")
+        self.run = 0  # number of the present run, once it is prepared
         self.schema = pa.schema(
             [*RECORD, *(pa.field(name, pa.list_(pa.struct(list(schema)))) for name, schema in self.tables.items())]
         )
 
     def prepare(self) -> None:
-        """Write ``parameters.json`` and clear what dead processes left half-written."""
+        """Write ``parameters.json``, clear what dead processes left half-written, and take a number for this run."""
         store.sweep(self.root)
         path = store.join(self.home, "parameters.json")
         if not store.exists(path):
             store.write_bytes(path, json.dumps(self.parameters, indent=1, sort_keys=True).encode())
+        runs = [run for ledger in ledgers(self.root, {}) for run in ledger.runs()]
+        self.run = 1 + max(runs, default=0)
+
+    def runs(self) -> set[int]:
+        """The numbers of the runs that computed what is here, failures included."""
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda part: _with_schema(_read(part.url, ["run"]), _RUN)["run"], self._parts()))
+        known = {run for column in found for run in pc.unique(column).drop_null().to_pylist()}
+        return known | {failure.run for failure in self.quarantined().values()}
 
     def changed_parameters(self, previous: Mapping[str, str]) -> list[str]:
         """Operators whose parameter hash differs from ``previous``, added and removed ones included."""
@@ -206,12 +237,13 @@ class Ledger:
                 "amount": result.amount,
                 "timings": json.dumps({k: round(v, 4) for k, v in result.timings.items()}),
                 "finished": time.time(),
+                "run": self.run,
             }
             for name, value in record.items():
                 columns[name].append(value)
         arrays = [pa.array(columns[f.name], type=f.type) for f in self.schema]
         table = pa.Table.from_arrays(arrays, schema=self.schema)
-        store.write_table(self.part(item.unit.id for item in finished), table)
+        write_part(self.part(item.unit.id for item in finished), table)
 
     def committed(self, units: Iterable[str]) -> bool:
         """Whether a part with exactly these units is in place (asked when its writer died before it could answer)."""
@@ -246,7 +278,7 @@ class Ledger:
         """The :data:`RECORD` columns of every unit, each unit once."""
         urls = [p.url for p in self._parts()]
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda url: _read(url, RECORD.names), urls))
+            found = list(pool.map(lambda url: _with_schema(_read(url, RECORD.names), RECORD), urls))
         table = pa.concat_tables(found) if found else RECORD.empty_table()
         return table.take(pa.array(_first(table["unit"]), pa.int64()))
 
@@ -289,7 +321,7 @@ class Ledger:
 
     def quarantine(self, failure: Failure) -> None:
         """Put a unit aside with its cause."""
-        data = json.dumps(asdict(failure), indent=1, ensure_ascii=False).encode()
+        data = seal.json_text(asdict(failure if failure.run else replace(failure, run=self.run)))
         store.write_bytes(store.join(self.home, "quarantine", f"{failure.unit}.json"), data)
 
     def release(self, unit: str) -> None:
@@ -297,10 +329,25 @@ class Ledger:
         store.remove(store.join(self.home, "quarantine", f"{unit}.json"))
 
     def quarantined(self) -> dict[str, Failure]:
-        """Units given up, by id."""
+        """Units given up, by id.
+
+        Raises:
+            Damaged: a file is.
+        """
         files = store.listing(store.join(self.home, "quarantine"), ".json")
-        found = (json.loads(store.read_bytes(file.url)) for file in files)
-        return {item["unit"]: Failure(**item) for item in found}
+        found = (_failure(file.url) for file in files)
+        return {failure.unit: failure for failure in found}
+
+    def forget(self, units: set[str]) -> None:
+        """Take units out of the ledger, so that they are computed again."""
+        for part in self._parts():
+            ids = _units(part.url)
+            if not units.intersection(ids):
+                continue
+            rest = _read(part.url).filter(pa.array([unit not in units for unit in ids]))
+            if rest.num_rows:
+                write_part(self.part(rest["unit"].to_pylist()), rest, MERGED_GROUP)
+            store.remove(part.url)
 
     # ------------------------------------------------------------------------------------------------ merge
 
@@ -314,10 +361,10 @@ class Ledger:
             return 0
         gone = 0
         for group in _groups(parts, target_mb * 2**20):
-            table = pa.concat_tables(_read(p.url).select(self.schema.names).cast(self.schema) for p in group)
+            table = pa.concat_tables(_with_schema(_read(p.url), self.schema) for p in group)
             table = table.take(pa.array(_first(table["unit"]), pa.int64()))
             name = f"m-{unit_id(*sorted(table['unit'].to_pylist()))}.parquet"
-            store.write_table(store.join(self.parts, name), table, row_group=MERGED_GROUP)
+            write_part(store.join(self.parts, name), table, MERGED_GROUP)
             for part in group:
                 if part.name != name:
                     store.remove(part.url)
@@ -338,9 +385,33 @@ def _groups(parts: list[store.Entry], size: int) -> Iterator[list[store.Entry]]:
         yield group
 
 
+def write_part(url: str, table: pa.Table, row_group: int | None = None) -> None:
+    """Put a part at ``url``, replacing what was there in one step.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    store.write_bytes(url, seal.parquet(table.replace_schema_metadata(None), row_group))
+
+
 def _read(url: str, columns: list[str] | None = None) -> pa.Table:
-    with store.parquet(url) as file:
-        return file.read(columns=columns, use_threads=False)
+    """Raises Damaged: the part cannot be read (it was damaged after :func:`mend` looked)."""
+    try:
+        with store.parquet(url) as file:
+            return file.read(columns=columns, use_threads=False).replace_schema_metadata(None)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise seal.Damaged(f"'{url}' cannot be read ({error}); the next run sets it aside: run again.") from error
+
+
+def _with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``table`` with these columns; those that it lacks, because an older version wrote it, are null."""
+    columns = [
+        table[field.name].cast(field.type) if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _units(url: str) -> list[str]:
@@ -353,3 +424,160 @@ def _first(units: pa.ChunkedArray) -> list[int]:
     for index, unit in enumerate(units.to_pylist()):
         seen.setdefault(unit, index)
     return list(seen.values())
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def ledgers(root: str, tables: Mapping[str, pa.Schema]) -> list[Ledger]:
+    """The ledgers of all parameters below ``root``.
+
+    Raises:
+        Damaged: it is not known for which parameters one of them is.
+    """
+    found = []
+    for home in store.folders(root):
+        url = store.join(home, "parameters.json")
+        if (parameters := read_parameters(url, "the next `curate` sets it aside")) is None:
+            continue
+        if strict.digest(parameters) != store.name_of(home):
+            raise seal.Damaged(f"'{url}' is damaged (its folder has another name); the next `curate` sets it aside.")
+        found.append(Ledger(root, tables, parameters))
+    return found
+
+
+def mend(root: str, tables: Mapping[str, pa.Schema], say: Callable[[str], None]) -> None:
+    """Set aside everything below ``root`` that is damaged: units whose part is gone are missing, and computed again.
+
+    Reads every part once, from the first byte to the last (at the speed of the disk).
+
+    Args:
+        say: is told each file.
+    """
+    for number, (url, why) in enumerate(_damaged(root, tables, [0])):
+        there = store.set_aside(url)
+        if number < _SAID:
+            say(f"'{url}' is damaged ({why}): it is now '{store.name_of(there)}'; what is lost is computed again.")
+        elif number == _SAID:
+            say("more of them are set aside likewise.")
+
+
+def damages(root: str, looked: list[int], tables: Mapping[str, pa.Schema] | None = None) -> Iterator[str]:
+    """One clause for everything below ``root`` that is damaged; ``looked`` counts the files."""
+    for url, why in _damaged(root, tables or {}, looked):
+        yield f"'{url}' is damaged ({why})"
+
+
+def _damaged(root: str, tables: Mapping[str, pa.Schema], looked: list[int]) -> Iterator[tuple[str, str]]:
+    """Place and reason."""
+    for name, check in (("latest.json", _json_fault), (MOVED_FILE, _parquet_fault)):
+        yield from _faults([store.join(root, name)], check, looked)
+    for home in store.folders(root):
+        yield from _faults([store.join(home, "parameters.json")], _parameters_fault, looked)
+        if not store.exists(store.join(home, "parameters.json")) and not store.exists(store.join(home, "parts")):
+            continue
+        for name, suffix, check in (
+            ("parts", ".parquet", lambda url: _part_fault(url, tables)),
+            ("quarantine", ".json", _failure_fault),
+        ):
+            folder = store.join(home, name)
+            if store.is_file(folder) is not None and not store.is_folder(folder):
+                yield folder, "it is no folder"
+            else:
+                yield from _faults(store.everything(folder, suffix), check, looked)
+
+
+def _faults(urls: list[str], check: Callable[[str], str | None], looked: list[int]) -> Iterator[tuple[str, str]]:
+    """What ``check`` finds; files that are gone meanwhile are passed over."""
+
+    def one(url: str) -> str | None:
+        there = store.is_file(url)
+        if there is None:
+            return None
+        try:
+            return check(url) if there else "it is no file"
+        except FileNotFoundError:
+            return None
+        except (seal.Damaged, pa.ArrowException, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            return one_line(error)[:_WHY].rstrip(".")
+
+    with ThreadPoolExecutor(4) as pool:  # parts are in memory, whole: few at a time
+        for url, why in zip(urls, pool.map(one, urls), strict=True):
+            looked[0] += 1
+            if why:
+                yield url, why
+
+
+def _parquet_fault(url: str) -> str | None:
+    data = store.read_bytes(url)
+    whole = seal.intact(data)
+    if whole is False:
+        return "it is not as it was written"
+    with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+        if whole is None:  # an older version wrote it: what can be decoded is believed
+            for group in range(file.num_row_groups):
+                file.read_row_group(group)
+    return None
+
+
+def _part_fault(url: str, tables: Mapping[str, pa.Schema]) -> str | None:
+    data = store.read_bytes(url)
+    whole = seal.intact(data)
+    if whole is False:
+        return "it is not as it was written"
+    with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
+        schema = file.schema_arrow
+        empty = schema.empty_table()
+        for field in RECORD:
+            if field.name in schema.names:
+                empty[field.name].cast(field.type)
+            elif field.name != "run":
+                return f"it has no column '{field.name}'"
+        for name in tables:
+            if name in schema.names:
+                empty[name].cast(pa.list_(pa.struct(list(tables[name]))))
+        if whole is None and "run" in schema.names:
+            return "it has lost its digest"
+        if whole is None:
+            for group in range(file.num_row_groups):
+                file.read_row_group(group)
+        units = file.read(columns=["unit"])["unit"].to_pylist()
+    name = store.name_of(url)
+    if not all(units) or (name.startswith("u-") and units != [name[2:-8]]):
+        return "it is of another unit than its name says"
+    return None
+
+
+def _json_fault(url: str) -> str | None:
+    read_parameters(url, "")
+    return None
+
+
+def _parameters_fault(url: str) -> str | None:
+    digest = strict.digest(read_parameters(url, ""))
+    return None if digest == store.name_of(url.rpartition("/")[0]) else "its folder has another name"
+
+
+def read_parameters(url: str, remedy: str) -> dict[str, str] | None:
+    """Parameter hashes by operator, as ``parameters.json`` and ``latest.json`` hold them; None: no file is there.
+
+    Raises:
+        Damaged: something else is there.
+    """
+    found = seal.read_json(url, remedy)
+    if found is not None and not all(isinstance(item, str) for item in found.values()):
+        raise seal.Damaged(f"'{url}' is damaged (it holds something else than texts); {remedy}.")
+    return found
+
+
+def _failure_fault(url: str) -> str | None:
+    return None if _failure(url).unit == store.name_of(url)[:-5] else "it is of another unit than its name says"
+
+
+def _failure(url: str) -> Failure:
+    """Raises Damaged: the file is no record of a failure."""
+    remedy = "the next run sets it aside and tries the file again"
+    try:
+        return Failure(**(seal.read_json(url, remedy) or {}))
+    except TypeError as error:
+        raise seal.Damaged(f"'{url}' is damaged ({error}); {remedy}.") from error

@@ -175,6 +175,11 @@ class Progress:
             store.write_bytes(self._status, json.dumps(self.facts(), indent=1).encode())
 
 
+def say(line: str) -> None:
+    """A line, where progress goes."""
+    Terminal(stderr=True).say(line)
+
+
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,8 +1,8 @@
 """Verdicts anew from the scores in the tables: which keys can do that, what changed, what a later `curate` keeps.
 
-The rule: what `catalog redecide` set stays until a command names that key. `run.json` holds the configuration that the
-tables were last decided with (``config``), and the deciding keys as the last `curate` itself was configured
-(``as_curated``); where the two differ, `redecide` set the value.
+The rule: what `catalog redecide` set stays until a command names that key. The facts of a run (in `tables.json`, and
+for people in `run.json`) hold the configuration that the tables were last decided with (``config``), and the deciding
+keys as the last `curate` itself was configured (``as_curated``); where the two differ, `redecide` set the value.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from configs import schema
 from configs.errors import ConfigError, EchoForgeError
-from curation.catalog import CLIPS, VERDICTS
+from curation.catalog import VERDICTS
 from curation.inputs import decides, inputs, operators_of
 from pipeline import store
-from pipeline.summary import Standing, count, publish, reason_counts, saved, standing
-from pipeline.tables import read, rewrite
+from pipeline.generation import REPORT_FILE, RUN_FILE
+from pipeline.summary import Standing, count, describing, reason_counts, standing
+from pipeline.tables import rewrite, saved
 
 AS_CURATED = "as_curated"
 Note = Callable[[str], None]
@@ -82,7 +83,7 @@ def configuration(catalog_dir: str, overrides: list[str], note: Note | None = No
     try:
         config = schema.from_mapping(mapping)
     except ConfigError as error:
-        url = store.join(catalog_dir, "run.json")
+        url = store.join(catalog_dir, RUN_FILE)
         message = f"the configuration saved in '{url}' is of another version ({str(error).rstrip('.')}); name one with --preset."
         raise EchoForgeError(message) from error
     return schema.override(config, overrides, note)
@@ -143,26 +144,22 @@ def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
         settings = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
         config = _with(own, new)
         facts.setdefault(AS_CURATED, deciding(own))
-    before = read(catalog_dir, "clips", CLIPS, ["verdict", "reasons"], restart="redecide")
-    verdicts, reasons = before["verdict"], reason_counts(before["reasons"])
-    del before
-    videos, clips = rewrite(catalog_dir, config.curation)
-    report = publish(catalog_dir, videos, clips, config, facts)
-    now = reason_counts(clips["reasons"])
+    videos, clips, before = rewrite(catalog_dir, config.curation, describing(config, facts))
+    reasons, now = reason_counts(before["reasons"]), reason_counts(clips["reasons"])
     pairs = (
-        pa.table({"before": verdicts, "now": clips["verdict"]})
+        pa.table({"before": before["verdict"], "now": clips["verdict"]})
         .group_by(["before", "now"])
         .aggregate([([], "count_all")])
     )
     return Redecision(
         catalog_dir,
         settings,
-        count(verdicts),
+        count(before["verdict"]),
         count(clips["verdict"]),
         {(p["before"], p["now"]): p["count_all"] for p in pairs.to_pylist() if p["before"] != p["now"]},
         {rule: (reasons[rule], now[rule]) for rule in sorted({*reasons, *now}) if reasons[rule] != now[rule]},
         standing(catalog_dir, videos, clips, config.preset),
-        report,
+        store.join(catalog_dir, REPORT_FILE),
     )
 
 

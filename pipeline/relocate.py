@@ -8,22 +8,21 @@ that `relocate` saw, and everything else that the id depends on (sidecars, the m
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from configs.errors import EchoForgeError
 from configs.paths import absolute, is_remote
 from pipeline import store, tables
-from pipeline.ledger import MERGED_GROUP, Ledger, Unit
+from pipeline.ledger import MERGED_GROUP, MOVED_FILE, Ledger, Unit, ledgers, mend, write_part
 
-MOVED_FILE = "moved.parquet"
 MOVED = pa.schema(
     [
         ("unit", pa.string()),
@@ -70,6 +69,9 @@ def relocate(catalog_dir: str, old: str, new: str) -> Relocation:
     """
     command = f"relocate {catalog_dir} {old} {new}"
     tables.check(catalog_dir, restart=command)
+    notes: list[str] = []
+    mend(store.join(catalog_dir, "ledger", "curate"), {}, notes.append)
+    tables.saved(catalog_dir)  # the new tables keep these facts: damage is said before anything is renamed
     sizes = _sources(catalog_dir)
     if not sizes:
         raise EchoForgeError(f"'{catalog_dir}' holds no catalog (videos/*.parquet); make one with `curate`.")
@@ -99,9 +101,8 @@ def relocate(catalog_dir: str, old: str, new: str) -> Relocation:
         )
     moves = {uri: there for uri, there in sorted(moves.items()) if there in seen}
     _rename_ledger(catalog_dir, moves, seen)
-    with tables.changing(catalog_dir, command):
-        clips = _rename_tables(catalog_dir, moves)
-    return Relocation(catalog_dir, old, target, len(moves), clips, sorted(left))
+    clips = _rename_tables(catalog_dir, moves, command)
+    return Relocation(catalog_dir, old, target, len(moves), clips, sorted(left), "\n".join(notes))
 
 
 def adopt(out: str, units: list[Unit], ids: Callable[[Unit, str, str], Iterable[str]]) -> list[Unit]:
@@ -208,25 +209,10 @@ def _names(catalog_dir: str) -> dict[str, int]:
         EchoForgeError: a file of the table cannot be read.
     """
     found: dict[str, int] = {}
-    for part in store.listing(store.join(catalog_dir, "videos"), ".parquet"):
-        table = _table(part.url, ["source_uri", "bytes"])
+    for table in tables.named(catalog_dir, "videos", ["source_uri", "bytes"]):
         sizes = (size or 0 for size in table["bytes"].to_pylist())
         found |= dict(zip(table["source_uri"].to_pylist(), sizes, strict=True))
     return found
-
-
-def _table(url: str, columns: list[str] | None = None) -> pa.Table:
-    """A file of a table with all of its columns, or with these.
-
-    Raises:
-        EchoForgeError: it cannot be read, or lacks one.
-    """
-    try:
-        with store.parquet(url) as file:
-            table = file.read(columns=columns)
-        return table.select(columns or table.column_names)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise EchoForgeError(f"the table '{url}' cannot be read ({error}); run `curate` again to write it.") from error
 
 
 def _size(fingerprint: str) -> int:
@@ -234,13 +220,9 @@ def _size(fingerprint: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _ledgers(catalog_dir: str) -> Iterator[Ledger]:
+def _ledgers(catalog_dir: str) -> list[Ledger]:
     """The ledgers of all parameters; only records, keys and quarantine are read through them."""
-    root = store.join(catalog_dir, "ledger", "curate")
-    for home in store.folders(root):
-        url = store.join(home, "parameters.json")
-        if store.exists(url):
-            yield Ledger(root, {}, json.loads(store.read_bytes(url)))
+    return ledgers(store.join(catalog_dir, "ledger", "curate"), {})
 
 
 def _moved(catalog_dir: str) -> pa.Table:
@@ -258,6 +240,7 @@ class _Record(NamedTuple):
     key: str
     fingerprint: str
     finished: float  # Unix time
+    run: int  # number of the run; 0: of an older version
 
 
 def _records(catalog_dir: str) -> list[_Record]:
@@ -265,9 +248,10 @@ def _records(catalog_dir: str) -> list[_Record]:
     found: list[_Record] = []
     for ledger in _ledgers(catalog_dir):
         records = ledger.records()
-        found += map(_Record, *(records[name].to_pylist() for name in _Record._fields))
-        found += [_Record(unit, f.key, f.fingerprint, f.time) for unit, f in ledger.quarantined().items()]
-    return sorted(found, key=lambda record: record.finished)
+        found += map(_Record, *(pc.fill_null(records[name], 0).to_pylist() if name == "run" else records[name].to_pylist()
+                                for name in _Record._fields))  # fmt: skip
+        found += [_Record(unit, f.key, f.fingerprint, f.time, f.run) for unit, f in ledger.quarantined().items()]
+    return sorted(found, key=lambda record: (record.run, record.finished))
 
 
 def _rename_ledger(catalog_dir: str, moves: Mapping[str, str], seen: Mapping[str, str]) -> None:
@@ -288,7 +272,7 @@ def _rename_ledger(catalog_dir: str, moves: Mapping[str, str], seen: Mapping[str
             rows[record.unit] = {**first, "unit": record.unit, "key": there, "seen": seen[there]}
     if rows or before:
         url = store.join(catalog_dir, "ledger", "curate", MOVED_FILE)
-        store.write_table(url, pa.Table.from_pylist(list(rows.values()), schema=MOVED))
+        write_part(url, pa.Table.from_pylist(list(rows.values()), schema=MOVED))
     for ledger in _ledgers(catalog_dir):
         for part in store.listing(ledger.parts, ".parquet"):
             with store.parquet(part.url) as file:
@@ -296,7 +280,7 @@ def _rename_ledger(catalog_dir: str, moves: Mapping[str, str], seen: Mapping[str
                     continue
                 table = file.read()
             group = MERGED_GROUP if part.name.startswith("m-") else None
-            store.write_table(part.url, _renamed_part(table, moves), row_group=group)
+            write_part(part.url, _renamed_part(table, moves), group)
         for failure in ledger.quarantined().values():
             if failure.key in moves:
                 ledger.quarantine(replace(failure, key=moves[failure.key]))
@@ -336,11 +320,14 @@ def _renamed(column: pa.Array | pa.ChunkedArray, moves: Mapping[str, str]) -> pa
     return pa.array([moves.get(uri, uri) for uri in column.to_pylist()], pa.string())
 
 
-def _rename_tables(catalog_dir: str, moves: Mapping[str, str]) -> int:
-    """Rewrite ``source_uri`` in the tables, file by file; returns how many clips have another name.
+def _rename_tables(catalog_dir: str, moves: Mapping[str, str], command: str) -> int:
+    """Rewrite ``source_uri`` in the tables; returns how many clips have another name.
 
     A source that was curated under its new name as well, or under several old ones, keeps one of these sets of rows:
     they are the same.
+
+    Args:
+        command: how this one is named where an older version was interrupted in it.
 
     Raises:
         EchoForgeError: a file of the tables cannot be read.
@@ -353,17 +340,18 @@ def _rename_tables(catalog_dir: str, moves: Mapping[str, str]) -> int:
                 double.add(uri)
             taken.add(there)
     count = 0
-    for name in ("clips", "videos"):
-        for part in store.listing(store.join(catalog_dir, name), ".parquet"):
-            table = _table(part.url)
-            uris = table["source_uri"].to_pylist()
-            if not any(uri in moves for uri in uris):
-                continue
-            table = table.filter(pa.array([uri not in double for uri in uris]))
-            at = table.schema.get_field_index("source_uri")
-            count += sum(uri in moves for uri in table["source_uri"].to_pylist()) if name == "clips" else 0
-            table = table.set_column(at, table.schema.field(at), _renamed(table["source_uri"], moves))
-            store.write_table(part.url, table)
+
+    def rename(name: str, table: pa.Table) -> pa.Table | None:
+        nonlocal count
+        uris = table["source_uri"].to_pylist()
+        if not any(uri in moves for uri in uris):
+            return None
+        table = table.filter(pa.array([uri not in double for uri in uris]))
+        at = table.schema.get_field_index("source_uri")
+        count += sum(uri in moves for uri in table["source_uri"].to_pylist()) if name == "clips" else 0
+        return table.set_column(at, table.schema.field(at), _renamed(table["source_uri"], moves))
+
+    tables.renamed(catalog_dir, rename, command)
     return count
 
 

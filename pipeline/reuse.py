@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline import store
-from pipeline.ledger import Ledger, Unit
+from pipeline.ledger import Ledger, Unit, ledgers, read_parameters
 
 Outdated = Callable[[Mapping[str, str], Mapping[str, str]], frozenset[str] | None]
 
@@ -35,14 +37,10 @@ def find(ledger: Ledger, units: Iterable[Unit], outdated: Outdated) -> dict[str,
     """
     missing = {unit.id for unit in units}
     lenders: list[tuple[frozenset[str], Ledger]] = []
-    for home in store.folders(ledger.root):
-        url = store.join(home, "parameters.json")
-        if home == ledger.home or not store.exists(url):
-            continue
-        parameters = json.loads(store.read_bytes(url))
-        run = outdated(parameters, ledger.parameters)
+    for other in ledgers(ledger.root, ledger.tables):
+        run = outdated(other.parameters, ledger.parameters) if other.home != ledger.home else None
         if run is not None:
-            lenders.append((run, Ledger(ledger.root, ledger.tables, parameters)))
+            lenders.append((run, other))
     found: dict[str, Earlier] = {}
     for run, lender in sorted(lenders, key=lambda item: len(item[0])):
         if not missing:
@@ -55,14 +53,14 @@ def find(ledger: Ledger, units: Iterable[Unit], outdated: Outdated) -> dict[str,
 
 
 def rows(unit: str, part: str, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]] | None:
-    """The rows of one unit in a part file, by table; None when the file or the unit is gone."""
+    """The rows of one unit in a part file, by table; None when the file or the unit is gone, or cannot be read now."""
     try:
         group, at = _place(part).get(unit, (-1, -1))
         if group < 0:
             return None
         with store.parquet(part) as file:
             row = file.read_row_group(group, columns=list(tables)).slice(at, 1).to_pylist()[0]
-    except FileNotFoundError:
+    except (OSError, pa.ArrowException):
         return None
     return {name: row[name] or [] for name in tables}
 
@@ -76,12 +74,12 @@ def _place(part: str) -> dict[str, tuple[int, int]]:
 
 
 def latest(root: str) -> dict[str, str] | None:
-    """The parameters of the last run of a stage."""
-    url = store.join(root, "latest.json")
-    if not store.exists(url):
-        return None
-    parameters: dict[str, str] = json.loads(store.read_bytes(url))
-    return parameters
+    """The parameters of the last run of a stage.
+
+    Raises:
+        Damaged: the file that says it is.
+    """
+    return read_parameters(store.join(root, "latest.json"), "the next `curate` sets it aside and writes it again")
 
 
 def changes(ledger: Ledger) -> list[str]:

@@ -25,13 +25,14 @@ from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, P
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from configs.shown import one_line
-from curation.catalog import CLIPS, FPS, VIDEOS
+from curation.catalog import FPS
 from model.config import ModelConfig
 from pipeline import card, engine, identity, relocate, shard_plan, store, superseded, tables, texts
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
-from pipeline.ledger import Failure, Ledger, Result, Unit, code_version, unit_id
+from pipeline.ledger import Failure, Ledger, Result, Unit, code_version, mend, unit_id
+from pipeline.progress import say
 from pipeline.shards_stats import read_index, stats_of
 from pipeline.summary import made_with, standing
 from pipeline.tar_writer import write_tar
@@ -135,11 +136,10 @@ def shard(
     out = out.rstrip("/")
     cfg = config.pipeline
     folders.check_out(out, "dataset")
-    clips = tables.read(catalog_dir, "clips", CLIPS)
-    videos = tables.read(catalog_dir, "videos", VIDEOS)
+    videos, clips, run = tables.read_whole(catalog_dir)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
     if not kept.num_rows:
-        state = standing(catalog_dir, videos, clips, made_with(catalog_dir))
+        state = standing(catalog_dir, videos, clips, made_with(run))
         what = f"catalog '{catalog_dir}' keeps no clip, so there is nothing to shard ({state.counts()})."
         raise EchoForgeError("\n".join([what, *state.why(), *state.next_steps()]))
     check_settings(out, config, None)
@@ -149,10 +149,14 @@ def shard(
     kept = relocate.located(identity.attach(kept, videos), catalog_dir)
     planned = kept.slice(0, limit)
     ledger = Ledger(store.join(out, "ledger", "shard"), TABLES, parameters)
+    mend(ledger.root, TABLES, say)
     plans = extend_plans(out, planned, cfg, parameters, encoders, _left_out(ledger))
     units = texts.text_units(plans, encoders.text.digest)
     now = dict(zip(kept["clip_id"].to_pylist(), kept["source_uri"].to_pylist(), strict=True))
     units += [unit for generation, plan in plans.items() for unit in _units(generation, plan, now)]
+    if lost := lost_tars(out, ledger):
+        say(f"{len(lost)} tars are gone or cut short, the first '{lost[0]}': they are made again.")
+        ledger.forget({unit.id for unit in units if unit.key in lost})
     prompts = _prompts(encoders, config.model)
     if inline:
         make_worker = functools.partial(_worker_with, encoders, out, config.model, cfg.encode)
@@ -193,6 +197,28 @@ def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeCo
     worker.out, worker.cfg, worker.encoders = out, cfg, encoders
     worker.context_frames = model.audio_encoder.context_frames
     return worker
+
+
+def lost_tars(out: str, ledger: Ledger) -> list[str]:
+    """Tars of the ledger that are not there, or shorter than their last tensor; their contents are not read."""
+    ends: dict[str, int] = {}
+    for table, column in (("samples", "tensors"), ("texts", "tensor")):
+        for part in ledger.read(table, columns=[column]):
+            tensors = part[column].combine_chunks()
+            tensors = pc.list_flatten(tensors) if pa.types.is_list(tensors.type) else tensors
+            places = pa.table(
+                {
+                    "tar": pc.struct_field(tensors, "tar"),
+                    "end": pc.add(pc.struct_field(tensors, "offset"), pc.struct_field(tensors, "length")),
+                }
+            )
+            for tar, end in zip(*places.group_by("tar").aggregate([("end", "max")]).to_pydict().values(), strict=True):
+                ends[tar] = max(end, ends.get(tar, 0))
+    folders_of = {tar.rpartition("/")[0] for tar in ends}
+    sizes = {
+        f"{folder}/{e.name}": e.size for folder in folders_of for e in store.listing(store.join(out, folder), ".tar")
+    }
+    return sorted(tar for tar, end in ends.items() if sizes.get(tar, -1) < end)
 
 
 def _left_out(ledger: Ledger) -> Counter[str]:

@@ -23,7 +23,8 @@ from pipeline import card, engine, identity, store
 from pipeline.config import EncodeConfig
 from pipeline.encode import encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
-from pipeline.ledger import Ledger, Result, Unit, unit_id
+from pipeline.ledger import Ledger, Result, Unit, mend, unit_id
+from pipeline.progress import say
 from pipeline.shard import BUDGET_PER_SAMPLE_S, Settings, join_fields, read_plans, write_index
 from pipeline.shards_stats import read_index
 from pipeline.tar_writer import ShardSample, write_tar
@@ -117,6 +118,7 @@ def add(
     units = _field_units(plans, have, field, _videos(index))
     encoder = config.model.codec if field in TASK_OF else config.model.audio_encoder
     ledger = Ledger(store.join(dataset, "ledger", "add"), {"fields": FIELDS}, {"field": field, "encoder": str(encoder)})
+    mend(ledger.root, ledger.tables, say)
     worker = functools.partial(FieldWorker, absolute(dataset), field, absolute_files(config.model), cfg)
     execution = config.pipeline.execution
     outcome = engine.run(

@@ -244,16 +244,12 @@ def writing(url: str) -> Iterator[Path]:
             fs, target = filesystem(url)
             retrying(lambda: fs.put_file(str(path), target), f"writing '{url}'")
         return
-    target_path = local(url)
-    retrying(lambda: target_path.parent.mkdir(parents=True, exist_ok=True), f"making the folder of '{url}'")
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
-    # The name is cut so that the longest legal target still has room for the temporary one beside it.
-    path = target_path.parent / f".{target_path.name[:80]}.{host}~{os.getpid()}~{next(_counter)}.tmp"
+    target_path, path = local(url), temporary(url)
     try:
         yield path
-        _sync(path)
+        sync(path)
         retrying(lambda: path.replace(target_path), f"writing '{url}'")
-        _sync(target_path.parent)
+        sync(target_path.parent)
     except OSError as error:
         if error.errno in _FULL:
             raise StoreError(f"writing '{url}' failed: no space is left; free some and run again.") from error
@@ -262,7 +258,34 @@ def writing(url: str) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def temporary(url: str) -> Path:
+    """A hidden name beside a local ``url``, whose folder is made; :func:`sweep` removes it when this process has died."""
+    target = local(url)
+    retrying(lambda: target.parent.mkdir(parents=True, exist_ok=True), f"making the folder of '{url}'")
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+    # The name is cut so that the longest legal target still has room for the temporary one beside it.
+    return target.parent / f".{target.name[:80]}.{host}~{os.getpid()}~{next(_counter)}.tmp"
+
+
+def fill(path: Path, data: bytes) -> None:
+    """Write a temporary file to the disk itself, so that only its rename is left to do.
+
+    Raises:
+        StoreError: no space.
+    """
+    try:
+        path.write_bytes(data)
+        sync(path)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StoreError(
+                f"writing below '{path.parent}' failed: no space is left; free some and run again."
+            ) from error
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -278,6 +301,50 @@ def remove(url: str) -> None:
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         retrying(lambda: fs.rm_file(path), f"removing '{url}'")
+
+
+def is_file(url: str) -> bool | None:
+    """Whether a regular file (or a link to one) is there; None: nothing is. Of an object store only files are asked for."""
+    if is_remote(url):
+        return True if exists(url) else None
+    path = local(url)
+    if path.is_file():
+        return True
+    return False if os.path.lexists(path) else None
+
+
+def is_folder(url: str) -> bool:
+    """Whether a folder is there; in an object store every name is one when something lies below it."""
+    return is_remote(url) or local(url).is_dir()
+
+
+def everything(url: str, suffix: str) -> list[str]:
+    """What lies directly in a folder under names that end in ``suffix``: of a local one also what is no file."""
+    if is_remote(url):
+        return [entry.url for entry in listing(url, suffix)]
+    folder = local(url)
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [str(folder / name) for name in there if name.endswith(suffix) and not _TEMPORARY.match(name)]
+
+
+def set_aside(url: str) -> str:
+    """Give what is there (a file, or locally anything) a name that ends in ``.damaged``; returns where it is.
+
+    Raises:
+        StoreError: no permission, or the store failed again and again.
+    """
+    number = next(n for n in itertools.count() if is_file(_aside(url, n)) is None)
+    there = _aside(url, number)
+    if is_remote(url):
+        write_bytes(there, read_bytes(url))
+        remove(url)
+    else:
+        retrying(lambda: local(url).rename(local(there)), f"renaming '{url}'")
+    return there
+
+
+def _aside(url: str, number: int) -> str:
+    return f"{url}.damaged{number or ''}"
 
 
 def sweep(url: str) -> int:
@@ -341,16 +408,23 @@ def remove_tree(url: str) -> None:
 def write_table(url: str, table: pa.Table, row_group: int | None = None) -> None:
     """Write a Parquet file atomically (zstd), with ``row_group`` rows in a row group (None: the library's choice)."""
     with writing(url) as path:
-        pq.write_table(table, path, compression="zstd", row_group_size=row_group)
+        pq.write_table(table, path, compression="zstd", row_group_size=row_group, write_page_checksum=True)
 
 
 @contextlib.contextmanager
 def parquet(url: str) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file, local or remote."""
+    """An open Parquet file, local or remote; checksums of its pages, where it has some, are compared when they are read.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        OSError, pa.ArrowException: it is damaged, or no Parquet file.
+    """
     if not is_remote(url):
-        with pq.ParquetFile(local(url)) as file:
+        if not local(url).is_file() and local(url).exists():  # a pipe would be waited for
+            raise OSError(f"'{url}' is no file")
+        with pq.ParquetFile(local(url), page_checksum_verification=True) as file:
             yield file
         return
     fs, path = filesystem(url)
-    with fs.open(path, "rb") as raw, pq.ParquetFile(raw) as file:
+    with fs.open(path, "rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
         yield file

@@ -1,11 +1,10 @@
-"""What is said of a catalog: ``run.json``, the report, and a summary for people. Loads no network library."""
+"""What is said of a catalog: the facts of a run, the report, and a summary for people. Loads no network library."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
@@ -14,14 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs import schema, strict
-from configs.errors import EchoForgeError
 from configs.program import command
 from configs.redaction import redact_address
 from curation.catalog import VERDICTS
 from curation.reasons import CATALOG, reason
 from curation.report import render
-from pipeline import store
 from pipeline.ledger import code_version
+from pipeline.tables import About, Describe
 
 _SHOWN = 8  # reasons of a kind, the most frequent first
 STANDING_COLUMNS = ["clip_id", "source_uri", "verdict", "reasons"]
@@ -132,25 +130,10 @@ def standing(out: str, videos: pa.Table, clips: pa.Table, preset: str | None = N
     )
 
 
-def saved(catalog_dir: str) -> dict[str, Any]:
-    """``run.json`` of a catalog; empty where there is none.
-
-    Raises:
-        EchoForgeError: it is damaged.
-    """
-    url = store.join(catalog_dir, "run.json")
-    if not store.exists(url):
-        return {}
-    try:
-        found = json.loads(store.read_bytes(url))
-    except ValueError as error:
-        raise EchoForgeError(f"'{url}' is damaged ({error}); delete it to go on without its thresholds.") from error
-    return found if isinstance(found, dict) else {}
-
-
-def made_with(catalog_dir: str) -> str | None:
-    """The name of the preset that a catalog was last decided with; None where ``run.json`` does not say."""
-    return saved(catalog_dir).get("preset")
+def made_with(run: Mapping[str, Any]) -> str | None:
+    """The name of the preset that the facts of a run name (`tables.saved`); None where they do not say."""
+    preset = run.get("preset")
+    return preset if isinstance(preset, str) else None
 
 
 @dataclass(frozen=True)
@@ -189,21 +172,27 @@ class CurateSummary:
         return "\n".join(lines)
 
 
-def publish(out: str, videos: pa.Table, clips: pa.Table, config: Any, facts: dict[str, Any]) -> str:
-    """Write ``run.json`` and the report of decided tables; returns where the report is."""
-    run = {
-        **facts,
-        "version": code_version(),
-        "config_digest": strict.digest(config.curation, ""),
-        "preset": config.preset,
-        "config": _redacted(schema.to_mapping(config)),
-        "versions": {name: _version(name) for name in ("av", "opencv-python-headless", "rapidocr", "torch", "ray")},
-        "python": platform.python_version(),
-    }
-    store.write_bytes(store.join(out, "run.json"), json.dumps(run, indent=1, ensure_ascii=False).encode())
-    report = store.join(out, "report.html")
-    store.write_bytes(report, render(videos, clips, config.curation, run).encode())
-    return report
+def describing(config: Any, facts: dict[str, Any]) -> Describe:
+    """What makes the facts for ``run.json`` and the report of decided tables.
+
+    Args:
+        config: what they were decided with.
+        facts: what else is to be kept of the run.
+    """
+
+    def describe(videos: pa.Table, clips: pa.Table) -> About:
+        run = {
+            **facts,
+            "version": code_version(),
+            "config_digest": strict.digest(config.curation, ""),
+            "preset": config.preset,
+            "config": _redacted(schema.to_mapping(config)),
+            "versions": {name: _version(name) for name in ("av", "opencv-python-headless", "rapidocr", "torch", "ray")},
+            "python": platform.python_version(),
+        }
+        return About(run, render(videos, clips, config.curation, run))
+
+    return describe
 
 
 def summarise(

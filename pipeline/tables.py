@@ -1,8 +1,7 @@
 """The tables of a catalog: decided over the whole corpus, read and written piece by piece.
 
-Catalogs are read here: one that is half-written is refused, and columns that an older version did not write are filled
-with nulls. Everyone else is handed tables or rows. Only :mod:`pipeline.relocate` reads and rewrites the files itself,
-because it must keep every column as it is and continue half-written tables.
+Catalogs are read here, all of one generation (:mod:`pipeline.generation`); columns that an older version did not write
+are filled with nulls. Everyone else is handed tables or rows.
 
 Deciding needs every clip's scores at once (copies are looked for across the corpus) but not its tracks and captions,
 which are most of the bytes. So the corpus is passed twice: once for the light columns, which are decided in memory,
@@ -11,9 +10,9 @@ and once whole, a file at a time, to write the verdicts beside the rest.
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,8 @@ from curation.config import CurationConfig
 from curation.decide import DECIDED as decide_columns
 from curation.decide import decide_clips, decide_videos
 from curation.dedup import mark_duplicates
-from pipeline import store
+from pipeline import generation, seal, store
+from pipeline.generation import AGAIN, MARK, RUN_FILE, Damaged, File
 
 HEAVY = ("tracks", "captions")
 LIGHT = [name for name in CLIPS.names if name not in HEAVY]
@@ -36,10 +36,29 @@ ESSENTIAL = {
     "clips": ("clip_id", "video_id", "source_uri", "start_frame", "end_frame", "verdict"),
 }
 """Columns without which a file is no table of a catalog; others are null where a file lacks them."""
-MARK = "incomplete.json"
+SCHEMAS = {"videos": VIDEOS, "clips": CLIPS}
 
 Clips = Callable[[list[str]], Iterator[pa.Table]]
 """Gives the clips with these columns, piece by piece, always in the same pieces and the same order."""
+
+
+class About(NamedTuple):
+    """What is said of decided tables: the facts of the run (JSON), and the report (None: none is drawn)."""
+
+    run: dict[str, Any]
+    page: str | None
+
+
+Describe = Callable[[pa.Table, pa.Table], About]
+"""Of the decided videos, and of the decided clips with their :data:`LIGHT` columns."""
+
+
+class Whole(NamedTuple):
+    """A catalog: both tables and the facts of the run that decided them, all of one generation."""
+
+    videos: pa.Table
+    clips: pa.Table
+    run: dict[str, Any]
 
 
 def decide(videos: pa.Table, clips: pa.Table, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
@@ -71,125 +90,253 @@ def _decided_again(clips: pa.Table, rows: np.ndarray, cfg: CurationConfig) -> pa
     return clips
 
 
-def write(out: str, videos: pa.Table, clips: Clips, cfg: CurationConfig, rows: int) -> tuple[pa.Table, pa.Table]:
-    """Decide the corpus and write ``videos/*.parquet`` and ``clips/*.parquet`` with at most about ``rows`` rows each.
+def write(
+    out: str, videos: pa.Table, clips: Clips, cfg: CurationConfig, rows: int, describe: Describe
+) -> tuple[pa.Table, pa.Table]:
+    """Decide the corpus and write it as the tables of ``out``, in files of at most about ``rows`` rows.
 
     Returns:
         Both tables decided, the clips with their :data:`LIGHT` columns.
     """
     light = _concat(clips(LIGHT), LIGHT)
     videos, light = decide(videos, light, cfg)
-    with changing(out, "curate"):
-        found = _gathered(_with_verdicts(clips, light), rows)
-        _write_all(store.join(out, "clips"), found, ["source_uri", "start_frame"])
-        starts = range(0, max(videos.num_rows, 1), rows)
-        _write_all(store.join(out, "videos"), (videos.slice(s, rows) for s in starts), ["source_uri"])
+    about = describe(videos, light)
+    with generation.Change(out, _replaceable(out)) as change:
+        for piece in _gathered(_with_verdicts(clips, light), rows):
+            change.add("clips", _sorted(piece, ["source_uri", "start_frame"]))
+        for start in range(0, max(videos.num_rows, 1), rows):
+            change.add("videos", _sorted(videos.slice(start, rows), ["source_uri"]))
+        change.commit(*about)
     return videos, light
 
 
-def rewrite(out: str, cfg: CurationConfig) -> tuple[pa.Table, pa.Table]:
-    """Decide the corpus of a finished catalog again; every file keeps its rows and is replaced in one step.
+def rewrite(out: str, cfg: CurationConfig, describe: Describe) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Decide the corpus of a finished catalog again; every new file has the rows of an old one.
 
     Returns:
-        As :func:`write`.
+        As :func:`write`, and the verdicts and reasons that the clips had before.
     """
-    check(out, restart="redecide")
-    videos = pa.concat_tables(_pieces(out, "videos", VIDEOS, VIDEOS.names)).combine_chunks()
-    files = store.listing(store.join(out, "clips"), ".parquet")
+    before = Snapshot(out, restart="redecide")
+    was = before.read("clips", ["verdict", "reasons"])
+    videos, light = decide(before.read("videos"), _concat(before.pieces("clips", LIGHT), LIGHT), cfg)
+    about = describe(videos, light)
 
     def clips(columns: list[str]) -> Iterator[pa.Table]:
-        for file in files:
-            yield _piece(file.url, CLIPS, columns, ESSENTIAL["clips"])
+        return before.pieces("clips", columns)
 
-    videos, light = decide(videos, _concat(clips(LIGHT), LIGHT), cfg)
-    with changing(out, "redecide"):
-        for file, table in zip(files, _with_verdicts(clips, light), strict=True):
-            store.write_table(file.url, table)
+    with generation.Change(out, before.generation) as change:
+        for table in _with_verdicts(clips, light):
+            change.add("clips", table)
         start = 0
-        for file in store.listing(store.join(out, "videos"), ".parquet"):
-            with store.parquet(file.url) as old:
-                count = old.metadata.num_rows
-            store.write_table(file.url, videos.slice(start, count))
+        for count in before.rows("videos"):
+            change.add("videos", videos.slice(start, count))
             start += count
-    return videos, light
+        change.commit(*about)
+    return videos, light, was
 
 
-def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None, *, restart: str = "") -> pa.Table:
-    """One table of a catalog.
+def renamed(out: str, rename: Callable[[str, pa.Table], pa.Table | None], restart: str) -> None:
+    """Write tables whose rows a function has changed; columns stay as they are, also those that this version lacks.
+
+    Args:
+        rename: (table, its rows in a file) → the rows to write; None: the file stays.
+        restart: as in :func:`check`.
+
+    Raises:
+        EchoForgeError: a file cannot be read.
+    """
+    before, changed = Snapshot(out, restart), False
+    with generation.Change(out, before.generation) as change:
+        for name, parts in before.files.items():
+            for file in parts:
+                table = raw(file)
+                new = rename(name, table)
+                if new is None and file.part is not None:
+                    change.keep(name, file.part)
+                else:
+                    change.add(name, table if new is None else new)
+                changed |= new is not None
+        if changed:
+            change.commit(before.run, None)
+
+
+class Snapshot:
+    """The tables of a catalog as they are at one moment.
+
+    When they are replaced while they are read, reading ends with `generation.Gone`, never with a mix.
+
+    Args:
+        restart: as in :func:`check`.
+
+    Raises:
+        EchoForgeError: there is no catalog, or its tables are half-written or damaged.
+    """
+
+    def __init__(self, out: str, restart: str = "") -> None:
+        check(out, restart)
+        self.out, self.generation = out, generation.current(out)
+        self.files = generation.files(out, self.generation)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The facts of the run that decided the tables; empty where an older version kept none.
+
+        Raises:
+            Damaged: the ``run.json`` of an older version is.
+        """
+        return self.generation.run if self.generation else _old_run(self.out)
+
+    def pieces(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """A table, a file at a time; what can be refused is refused before the first one is asked for."""
+        schema = SCHEMAS[name]
+        return (_piece(file, schema, columns or schema.names, ESSENTIAL[name]) for file in self._there(name))
+
+    def read(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A whole table."""
+        return pa.concat_tables(self.pieces(name, columns)).combine_chunks()
+
+    def rows(self, name: str) -> list[int]:
+        """How many rows each file of a table has."""
+        counts = []
+        for file in self._there(name):
+            with generation.opened(file) as found:
+                counts.append(found.metadata.num_rows)
+        return counts
+
+    def _there(self, name: str) -> list[File]:
+        if not self.files[name]:
+            what = folders.found(self.out, "catalog")
+            raise EchoForgeError(f"'{self.out}' holds no catalog ({name}/*.parquet): {what}; `curate` makes a catalog.")
+        return self.files[name]
+
+
+def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """One table of a catalog; for two of them, which must belong together, :func:`read_whole` or :class:`Snapshot`.
 
     Args:
         name, schema: ``videos`` and `VIDEOS`, or ``clips`` and `CLIPS`.
         columns: only these, in this order. One that a file lacks (an older version wrote it) is null there.
-        restart: as in :func:`check`.
 
     Raises:
         EchoForgeError: there is none, its tables cannot be read, or they are half-written.
     """
-    check(out, restart)
-    return pa.concat_tables(_pieces(out, name, schema, columns or schema.names)).combine_chunks()
+    return generation.retrying(out, lambda: Snapshot(out).read(name, columns or schema.names))
 
 
-def pieces(out: str, name: str, schema: pa.Schema, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """As :func:`read`, a file at a time; what can be refused is refused before the first one is asked for."""
-    check(out)
-    return _pieces(out, name, schema, columns or schema.names)
+def read_whole(out: str, videos: list[str] | None = None, clips: list[str] | None = None) -> Whole:
+    """Both tables with these columns (None: all), and the facts of the run that decided them.
+
+    Raises:
+        EchoForgeError: as :func:`read`; or ``run.json`` of an older version is damaged.
+    """
+
+    def once() -> Whole:
+        now = Snapshot(out)
+        return Whole(now.read("videos", videos), now.read("clips", clips), now.run)
+
+    return generation.retrying(out, once)
 
 
-def _pieces(out: str, name: str, schema: pa.Schema, columns: list[str]) -> Iterator[pa.Table]:
-    parts = store.listing(store.join(out, name), ".parquet")
-    if not parts:
-        what = folders.found(out, "catalog")
-        raise EchoForgeError(f"'{out}' holds no catalog ({name}/*.parquet): {what}; `curate` makes a catalog.")
-    return (_piece(part.url, schema, columns, ESSENTIAL[name]) for part in parts)
+def saved(out: str) -> dict[str, Any]:
+    """The facts of the run that decided the catalog; empty where there is none.
+
+    Raises:
+        Damaged: ``tables.json``, or the ``run.json`` of an older version, is.
+    """
+    now = generation.current(out)
+    return now.run if now else _old_run(out)
+
+
+def _old_run(out: str) -> dict[str, Any]:
+    return seal.read_json(store.join(out, RUN_FILE), "delete it to go on without its thresholds") or {}
 
 
 def find_clip(out: str, clip: str) -> dict[str, Any] | None:
     """The row of a clip (schema `CLIPS`); None where there is none. Other clips' tracks and captions are not read."""
-    check(out)
-    for part in store.listing(store.join(out, "clips"), ".parquet"):
-        ids = _piece(part.url, CLIPS, ["clip_id"], ESSENTIAL["clips"])["clip_id"]
-        at = pc.index(ids, clip).as_py()
-        if at >= 0:
-            whole = _piece(part.url, CLIPS, CLIPS.names, ESSENTIAL["clips"])
-            row: dict[str, Any] = whole.slice(at, 1).to_pylist()[0]
-            return row
-    return None
+
+    def once() -> dict[str, Any] | None:
+        for file in Snapshot(out).files["clips"]:
+            at = pc.index(_piece(file, CLIPS, ["clip_id"], ESSENTIAL["clips"])["clip_id"], clip).as_py()
+            if at >= 0:
+                whole = _piece(file, CLIPS, CLIPS.names, ESSENTIAL["clips"])
+                row: dict[str, Any] = whole.slice(at, 1).to_pylist()[0]
+                return row
+        return None
+
+    return generation.retrying(out, once)
 
 
-class changing:
-    """While its block runs, the tables at ``out`` are half old and half new, and :func:`check` says so.
+def any_value(out: str, name: str, columns: Iterable[str]) -> bool:
+    """Is one of these columns anywhere not null? Files that are damaged are passed over: `curate` writes them anew."""
+    for file in _left(out, name):
+        with contextlib.suppress(Damaged, generation.Gone), generation.opened(file) as found:
+            table = found.read(columns=[column for column in columns if column in found.schema_arrow.names])
+            if any(column.null_count < len(column) for column in table.columns):
+                return True
+    return False
 
-    Args:
-        command: what may go on when it is interrupted, as :func:`check` names it: `curate`, or the rest of a
-            `catalog …` command line.
+
+def some(out: str, name: str) -> bool:
+    """Whether the catalog at ``out`` has a file of this table, half-written or damaged ones included."""
+    return bool(_left(out, name))
+
+
+def named(out: str, name: str, columns: list[str]) -> Iterator[pa.Table]:
+    """These columns of every file of a table, half-written tables included.
+
+    Raises:
+        EchoForgeError: a file cannot be read, or lacks one.
     """
+    for file in generation.files(out, generation.current(out))[name]:
+        yield raw(file, columns)
 
-    def __init__(self, out: str, command: str) -> None:
-        self._mark, self._command = store.join(out, MARK), command
 
-    def __enter__(self) -> None:
-        why = {"why": "the tables are being written", "command": self._command}
-        store.write_bytes(self._mark, json.dumps(why).encode())
+def raw(file: File, columns: list[str] | None = None) -> pa.Table:
+    """A file of a table with all of its columns as they are, or with these.
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            store.remove(self._mark)
+    Raises:
+        EchoForgeError: it cannot be read, or lacks one.
+    """
+    with generation.opened(file) as found:
+        table = found.read(columns=columns)
+        if missing := [column for column in columns or () if column not in table.column_names]:
+            raise EchoForgeError(f"the table '{file.url}' has no column '{missing[0]}'; {AGAIN}.")
+        return table.select(columns or table.column_names)
+
+
+def _left(out: str, name: str) -> list[File]:
+    """What there is of a table; of a catalog whose ``tables.json`` is damaged or gone nothing is known."""
+    try:
+        return generation.files(out, generation.current(out))[name]
+    except EchoForgeError:
+        return []
+
+
+def _replaceable(out: str) -> generation.Generation | None:
+    """The generation that `curate` replaces; None as well where its ``tables.json`` is damaged."""
+    try:
+        return generation.current(out)
+    except Damaged:
+        return None
 
 
 def check(out: str, restart: str = "") -> None:
-    """Refuse a catalog whose tables are half-written.
+    """Refuse a catalog whose tables an older version has left half-written.
 
     Args:
-        restart: a command that may go on when it was itself interrupted. `redecide` and `relocate` may: they replace
-            columns file by file and keep the rows of each.
+        restart: a command that may go on when it was itself interrupted. `redecide` and `relocate` may: they replaced
+            columns file by file and kept the rows of each.
 
     Raises:
-        EchoForgeError: a run writes the tables now, or was interrupted while it did.
+        EchoForgeError: so it is.
     """
-    mark = store.join(out, MARK)
-    if not store.exists(mark):
+    url = store.join(out, MARK)
+    if not store.exists(url):
         return
-    command = json.loads(store.read_bytes(mark)).get("command", "curate")
+    try:
+        command = (seal.read_json(url, "") or {}).get("command", "curate")
+    except Damaged:
+        command = "curate"
     if command == restart:
         return
     again = "run it again (nothing is analysed twice)" if command == "curate" else f"run `catalog {command}` again"
@@ -199,22 +346,19 @@ def check(out: str, restart: str = "") -> None:
     )
 
 
-def _piece(url: str, schema: pa.Schema, columns: list[str], essential: tuple[str, ...]) -> pa.Table:
+def _piece(file: File, schema: pa.Schema, columns: list[str], essential: tuple[str, ...]) -> pa.Table:
     """Columns of one file with the types of ``schema``; those that it lacks are null."""
-    try:
-        with store.parquet(url) as file:
-            have = file.schema_arrow.names
-            if missing := [name for name in essential if name not in have]:
-                raise EchoForgeError(
-                    f"'{url}' is no table of a catalog (it has no column '{missing[0]}'); make one with `curate`."
-                )
-            found = file.read(columns=[name for name in columns if name in have])
-            rows = file.metadata.num_rows
+    with generation.opened(file) as found:
+        have = found.schema_arrow.names
+        if missing := [name for name in essential if name not in have]:
+            raise EchoForgeError(
+                f"'{file.url}' is no table of a catalog (it has no column '{missing[0]}'); make one with `curate`."
+            )
+        table = found.read(columns=[name for name in columns if name in have])
+        rows = found.metadata.num_rows
         wanted = pa.schema([schema.field(name) for name in columns])
-        arrays = [found[f.name].cast(f.type) if f.name in have else pa.nulls(rows, f.type) for f in wanted]
+        arrays = [table[f.name].cast(f.type) if f.name in have else pa.nulls(rows, f.type) for f in wanted]
         return pa.table(arrays, schema=wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise EchoForgeError(f"the table '{url}' cannot be read ({error}); run `curate` again to write it.") from error
 
 
 def _concat(pieces: Iterable[pa.Table], columns: list[str]) -> pa.Table:
@@ -258,17 +402,6 @@ def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting) if waiting else CLIPS.empty_table()
 
 
-def _write_all(folder: str, pieces: Iterable[pa.Table], order: list[str]) -> None:
-    written = set()
-    for number, piece in enumerate(pieces):
-        name = f"part-{number:05d}.parquet"
-        table = piece.take(_order(piece, order))
-        store.write_table(store.join(folder, name), table)
-        written.add(name)
-    for old in store.listing(folder, ".parquet"):
-        if old.name not in written:
-            store.remove(old.url)
-
-
-def _order(table: pa.Table, columns: list[str]) -> pa.Array:
-    return pc.sort_indices(table.select(columns), sort_keys=[(name, "ascending") for name in columns])
+def _sorted(table: pa.Table, columns: list[str]) -> pa.Table:
+    order = [(name, "ascending") for name in columns]
+    return table.take(pc.sort_indices(table.select(columns), sort_keys=order))

@@ -32,8 +32,8 @@ from curation.clipwrite import write_video
 from model.codecs import load_codec
 from model.sampler import SamplerInputs, sample
 from pipeline import engine, store
-from pipeline.ledger import Ledger, Result, Unit, unit_id
-from pipeline.progress import Progress
+from pipeline.ledger import Ledger, Result, Unit, mend, unit_id
+from pipeline.progress import Progress, say
 from train import checkpoint, draws, inputs, negatives, stages
 from train.index import open_index
 from train.loader import Loader
@@ -185,6 +185,7 @@ def gather(
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {key: strict.digest(getattr(config.model, key), key) for key in ("sampler", "guidance", "phda")}
     ledger = Ledger(str(folder / "ledger"), _TABLES, settings | {"checkpoint": step.name})
+    mend(ledger.root, ledger.tables, say)
     make = functools.partial(
         GatherWorker, absolute_files(config), absolute(dataset), step.absolute(), chosen.name, chosen.cfg.weights,
         folder.absolute(),

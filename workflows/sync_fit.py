@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from configs.errors import EchoForgeError
 from configs.schema import Config
-from curation.catalog import CLIPS, VIDEOS
 from curation.sync.fit import FitReport, fit_from_clips
 from curation.sync.gather import catalog_clips, usable
 from pipeline import identity, relocate, tables
@@ -27,9 +26,10 @@ def fit(
     Raises:
         EchoForgeError: no catalog, half-written tables, or too few clips.
     """
-    videos = tables.read(catalog, "videos", VIDEOS, ["video_id", "source_uri", "bytes", "source_tag"])
+    now = tables.Snapshot(catalog)
+    videos = now.read("videos", ["video_id", "source_uri", "bytes", "source_tag"])
     left_out: dict[str, str] = {}
-    rows = identity.unchanged(filter(usable, _rows(tables.pieces(catalog, "clips", CLIPS), videos, catalog)), left_out)
+    rows = identity.unchanged(filter(usable, _rows(now.pieces("clips"), videos, catalog)), left_out)
     clips = catalog_clips(rows)
     try:
         report = fit_from_clips(clips, out, config.curation.sync, domain=domain, seed=config.seed, progress=progress)

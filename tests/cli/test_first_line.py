@@ -25,6 +25,7 @@ LONG = {
     "catalog redecide": ["catalog"],
     "catalog relocate": ["catalog", "old", "new"],
     "catalog report": ["catalog"],
+    "catalog verify": ["catalog"],
     "shards verify": ["dataset"],
     "shards inspect": ["dataset", "sample"],
     "shards add": ["dataset", "cond_lip"],

@@ -250,30 +250,26 @@ def test_exact_copies_keep_their_rows_and_one_of_them_is_kept(videos: Path, tmp_
     assert all(row["duplicate_of"] is None for row in rows(out))
 
 
-def test_tables_that_a_killed_run_left_half_written_are_not_read(
-    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def older(out: Path) -> None:
+    """Make a catalog what a version without `tables.json` would have written."""
+    for part in [*out.glob("clips/*"), *out.glob("videos/*")]:
+        part.rename(part.with_name(f"{part.name[:10]}.parquet"))
+    (out / "tables.json").unlink()
+
+
+def test_tables_that_an_older_version_left_half_written_are_not_read_and_written_anew(
+    videos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     run(videos, out)
+    older(out)
     (videos / "new.mp4").write_text("9")
-    real, written = store.write_table, []
-
-    def killed(url: str, table: Any) -> None:
-        if "/clips/" in url:
-            written.append(url)
-            if len(written) == 2:
-                raise KeyboardInterrupt
-        real(url, table)
-
-    monkeypatch.setattr(tables.store, "write_table", killed)
-    with pytest.raises(KeyboardInterrupt):
-        run(videos, out)
-    monkeypatch.setattr(tables.store, "write_table", real)
+    (out / tables.MARK).write_text(json.dumps({"why": "killed", "command": "curate"}))
     with pytest.raises(EchoForgeError, match="interrupted"):
         catalog.status(str(out))
     CALLS.clear()
     run(videos, out)
-    assert CALLS == [] and len(rows(out)) == 19 and catalog.status(str(out)).clips["keep"] == 11
+    assert CALLS == ["new.mp4"] and len(rows(out)) == 19 and catalog.status(str(out)).clips["keep"] == 11
 
 
 def test_no_credentials_in_anything_that_is_written(
@@ -434,11 +430,13 @@ def test_a_catalog_saved_with_older_names_is_decided_again_and_curated(
     out = tmp_path / "out"
     run(videos, out)
     decided(out, "decide.min_sharpness=0.9")
+    older(out)
     text = (out / "run.json").read_text()
     (out / "run.json").write_text(text.replace('"min_sharpness"', '"min_sharp"'))
     monkeypatch.setattr(aliases, "ROWS", (aliases.Renamed("decide.min_sharp", "decide.min_sharpness"),))
     CALLS.clear()
     assert run(videos, out).clips == {"keep": 3, "reject": 7} and CALLS == [], "no hash changed"
+    older(out)
     (out / "run.json").write_text(text.replace('"min_sharpness"', '"min_sharp"'))
     assert decided(out, "decide.min_sharp=0.3").clips == {"keep": 8, "reject": 2}
 
@@ -448,6 +446,7 @@ def test_thresholds_that_cannot_be_read_are_said_and_do_not_stop_curate(
 ) -> None:
     out = tmp_path / "out"
     run(videos, out)
+    older(out)
     monkeypatch.setattr(aliases, "ROWS", (aliases.Removed("decide.colour", "delete it"),))
     saved = json.loads((out / "run.json").read_text())
     saved["config"]["decide"]["colour"] = 1
@@ -459,6 +458,7 @@ def test_thresholds_that_cannot_be_read_are_said_and_do_not_stop_curate(
     with pytest.raises(EchoForgeError, match=r"another version .* name one with --preset"):
         decided(out)
     assert decided(out, preset="tiny").clips == {"keep": 8, "reject": 2}
+    older(out)
     (out / "run.json").write_text("{")
     with pytest.raises(EchoForgeError, match=r"run\.json' is damaged"):
         run(videos, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -121,21 +122,33 @@ def test_without_tables_the_size_is_that_of_the_last_version(tmp_path: Path) -> 
     versions(tmp_path / "old", "1", "22", "333")
     for name in ("videos", "clips"):
         shutil.rmtree(tmp_path / "catalog" / name)
+    (tmp_path / "catalog" / "tables.json").unlink()
     shutil.move(tmp_path / "old", tmp_path / "new")
     done = relocate.relocate("../catalog", "../old", "../new")
     assert (done.sources, done.left) == (3, []) and run("../new") == [] and shown() == {"3"}
 
 
-@pytest.mark.parametrize("damage", ["another version", "damaged"])
-def test_names_are_right_where_no_report_can_be_written(tmp_path: Path, damage: str) -> None:
+def older(catalog: Path) -> None:
+    """Make a catalog what a version without `tables.json` would have written."""
+    for part in [*catalog.glob("clips/*"), *catalog.glob("videos/*")]:
+        part.rename(part.with_name(f"{part.name[:10]}.parquet"))
+    (catalog / "tables.json").unlink()
+
+
+def test_names_are_right_where_no_report_can_be_written(tmp_path: Path) -> None:
     run("../old")
+    older(tmp_path / "catalog")
     saved, page = tmp_path / "catalog" / "run.json", tmp_path / "catalog" / "report.html"
     before = page.read_bytes()
-    saved.write_text('{"config": {"no_such_key": 1}}' if damage == "another version" else "{")
     shutil.move(tmp_path / "old", tmp_path / "new")
+    saved.write_text("{")
+    with pytest.raises(EchoForgeError, match=r"run\.json' is damaged .*; delete it to go on without"):
+        catalog.relocate("../catalog", "../old", "../new")
+    assert str(tmp_path / "old" / "a.mp4") in uris(), "nothing was renamed"
+    saved.write_text('{"config": {"no_such_key": 1}}')
     done = catalog.relocate("../catalog", "../old", "../new")
     assert uris() == uris(name="clips") and str(tmp_path / "new" / "a.mp4") in uris()
-    assert damage in str(done) and "`catalog report ../catalog --preset" in str(done)
+    assert "another version" in str(done) and "`catalog report ../catalog --preset" in str(done)
     assert "report.html keeps the old names" in str(done) and page.read_bytes() == before
 
 
@@ -154,7 +167,7 @@ def test_damaged_tables_are_one_sentence_and_curate_writes_them_again(tmp_path: 
     for file in (tmp_path / "catalog" / "videos").glob("*.parquet"):
         file.write_text("no table")
     shutil.move(tmp_path / "old", tmp_path / "new")
-    with pytest.raises(EchoForgeError, match=r"videos/part-00000\.parquet' cannot be read.*run `curate` again"):
+    with pytest.raises(EchoForgeError, match=r"videos/part-00000-\w+\.parquet' is damaged.*run `curate` again"):
         relocate.relocate("../catalog", "../old", "../new")
     assert run("../new") == [] and uris()[0] == str(tmp_path / "new" / "a.mp4"), "the ledger has the new names"
 
@@ -192,41 +205,37 @@ def test_a_relocation_that_was_killed_is_finished_by_the_same_command(
 ) -> None:
     run("../old")
     shutil.move(tmp_path / "old", tmp_path / "new")
-    real = store.write_table
+    real = store.write_bytes
     for most in range(20):  # one write more each time
         written: list[str] = []
 
-        def killed(
-            url: str, table: Any, row_group: int | None = None, written: list[str] = written, most: int = most
-        ) -> None:
+        def killed(url: str, data: bytes, written: list[str] = written, most: int = most) -> None:
             if len(written) == most:
                 raise KeyboardInterrupt
             written.append(url)
-            real(url, table, row_group)
+            real(url, data)
 
-        monkeypatch.setattr(store, "write_table", killed)
+        monkeypatch.setattr(store, "write_bytes", killed)
         try:
             relocate.relocate("../catalog", "../old", "../new")
         except KeyboardInterrupt:
             continue
         break
-    monkeypatch.setattr(store, "write_table", real)
+    monkeypatch.setattr(store, "write_bytes", real)
     assert 2 < most < 19 and catalog.status("../catalog").clips
     assert run("../new") == [] and len(uris()) == 3
 
 
-def test_half_renamed_tables_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_an_older_version_left_half_renamed_are_not_read_and_finished(tmp_path: Path) -> None:
     run("../old")
+    older(tmp_path / "catalog")
     shutil.move(tmp_path / "old", tmp_path / "new")
-
-    def killed(*_: Any) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(relocate, "_rename_tables", killed)
-    with pytest.raises(KeyboardInterrupt):
-        relocate.relocate("../catalog", "../old", "../new")
+    mark = {"why": "the tables are being written", "command": "relocate ../catalog ../old ../new"}
+    (tmp_path / "catalog" / "incomplete.json").write_text(json.dumps(mark))
     with pytest.raises(EchoForgeError, match=r"run `catalog relocate \.\./catalog \.\./old \.\./new` again"):
         catalog.status("../catalog")
+    catalog.relocate("../catalog", "../old", "../new")
+    assert catalog.verify("../catalog").ok and uris()[0] == str(tmp_path / "new" / "a.mp4")
 
 
 def test_relative_names_of_earlier_catalogs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

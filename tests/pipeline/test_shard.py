@@ -208,6 +208,26 @@ def test_a_killed_run_resumes_without_encoding_what_is_committed(
     assert digests(tmp_path / "d") == digests(world / "dataset")
 
 
+def test_what_the_ledger_or_the_disk_lost_is_made_again_and_nothing_else(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tar that is gone, one that is cut short, and a damaged part of the ledger."""
+    out, config = tmp_path / "d", schema.load("tiny", ["shards.target_mb=1", "execution.commit_units=1"])
+    shard(str(world / "catalog"), str(out), config, inline=True)
+    before = digests(out)
+    gone, short, *_ = sorted(out.glob("gen-000/*x*/*.tar"))
+    gone.unlink()
+    os.truncate(short, 2048)
+    part = max(out.glob("ledger/shard/*/parts/*.parquet"), key=lambda path: path.stat().st_size)
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 4
+    part.write_bytes(data)
+    summary = shard(str(world / "catalog"), str(out), config, inline=True)
+    said = capsys.readouterr().err
+    assert digests(out) == before and summary.encoded_now in (2, 3)
+    assert f"'{part}' is damaged" in said and "tars are gone or cut short" in said
+
+
 def test_new_videos_make_a_new_generation_and_touch_nothing(world: Path, tmp_path: Path) -> None:
     few, out = make_catalog(world, 5, "few"), tmp_path / "d"
     shard(str(few), str(out), CONFIG, inline=True)

@@ -20,9 +20,10 @@ from configs.errors import EchoForgeError
 from curation.catalog import CLIPS, VIDEOS, table
 from curation.reasons import FIT_VIDEOS, REASONS
 from curation.rules import rules
-from pipeline import catalog, store
+from pipeline import catalog
+from pipeline.generation import Change
 from pipeline.shard import shard
-from pipeline.summary import publish, standing, summarise
+from pipeline.summary import describing, standing, summarise
 from pipeline.tables import decide
 
 CLIP = {
@@ -45,10 +46,11 @@ def make(folder: Path, clips: list[dict[str, Any]], broken: int = 0, *overrides:
         for i in range(broken)
     ]
     decided = decide(table(videos, VIDEOS), table(named, CLIPS), config.curation)
-    for name, rows in zip(("videos", "clips"), decided, strict=True):
-        store.write_table(store.join(out, name, "part-00000.parquet"), rows)
-    report = publish(out, *decided, config, {})
-    return str(summarise(out, *decided, len(videos), 1.0, [], report, config.preset))
+    with Change(out, None) as change:
+        for name, rows in zip(("videos", "clips"), decided, strict=True):
+            change.add(name, rows)
+        change.commit(*describing(config, {})(*decided))
+    return str(summarise(out, *decided, len(videos), 1.0, [], f"{out}/report.html", config.preset))
 
 
 def commands(screen: str) -> list[list[str]]:
