@@ -24,6 +24,7 @@ from pipeline.worker_entry import own_packages_first  # noqa: E402
 sys.path.remove(_ROOT)
 own_packages_first(_ROOT)
 
+from configs import scratch  # noqa: E402
 from configs.console import Terminal, take_any_text  # noqa: E402
 from configs.errors import EchoForgeError  # noqa: E402
 from configs.shown import visible  # noqa: E402
@@ -832,6 +833,7 @@ def main() -> None:
     take_any_text()
     terminal = Terminal(stderr=True)
     try:
+        scratch.sweep()
         sys.exit(app(standalone_mode=False))
     except EchoForgeError as error:
         terminal.error(str(error))

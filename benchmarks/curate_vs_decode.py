@@ -17,7 +17,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 import av
 
+from configs import scratch
 from configs.schema import load
 from curation import backends
 from curation.analyse import analyse_video
@@ -108,8 +108,8 @@ def measure(paths: list[Path], rounds: int, ffmpeg: str | None) -> dict[str, Any
         for name, value in best[1].items():
             operators[name] += value
         if ffmpeg:
-            with tempfile.TemporaryDirectory() as folder:
-                written += files_way(path, Path(folder), ffmpeg)
+            with scratch.folder() as folder:
+                written += files_way(path, folder, ffmpeg)
     result: dict[str, Any] = {
         "files": len(paths),
         "video_seconds": round(seconds, 1),

@@ -19,7 +19,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs import scratch
 from pipeline.config import WorkerShare
 from pipeline.ledger import Ledger, Result, Unit, unit_id
 
@@ -173,13 +173,13 @@ def measure(way: str, folder: Path, kill_after: float) -> dict[str, Any]:
     run = {"core": core, "data, rows": data_rows, "data, pixels": data_pixels}[way]
     answer: dict[str, Any] = {"way": way}
     begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as out, Memory() as memory, session(None, WorkerShare(2, 1, 0, 1, 1), 500):
+    with scratch.folder() as out, Memory() as memory, session(None, WorkerShare(2, 1, 0, 1, 1), 500):
         answer["start_s"] = time.perf_counter() - begin
         assert ray.is_initialized()
         if kill_after:
             threading.Timer(kill_after, _kill_one).start()
         try:
-            answer["rows"] = run(uris, Path(out))
+            answer["rows"] = run(uris, out)
         except Exception as error:
             answer["ended"] = f"{type(error).__name__}"
         answer["seconds"] = time.perf_counter() - begin - answer["start_s"]
@@ -208,8 +208,8 @@ def main() -> None:
         print(json.dumps(measure(way, Path(folder), float(kill_after))))
         return
     figures = []
-    with tempfile.TemporaryDirectory() as name:
-        make(Path(name))
+    with scratch.folder() as name:
+        make(name)
         for kill_after in (0.0, 6.0):
             for way in WAYS:
                 command = [sys.executable, "-m", "benchmarks.ray_engines", "--one", way, name, str(kill_after)]

@@ -18,7 +18,6 @@ import logging
 import os
 import resource
 import shlex
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +27,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from configs import scratch
 from configs.schema import load
 from curation import backends
 from curation.analyse import analyse_video
@@ -92,8 +92,8 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="ours runs its other operators too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        result = measure(args.videos, Path(args.ffmpeg).resolve(), Path(name), everything=args.all)
+    with scratch.folder() as name:
+        result = measure(args.videos, Path(args.ffmpeg).resolve(), name, everything=args.all)
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from configs import strict, weights
+from configs import scratch, strict, weights
 from configs.devices import usable
 from configs.errors import EchoForgeError
 from curation.clipread import Clip, read_clip
@@ -257,8 +255,8 @@ def _files(
         "flac": _flac(clip.pcm),
     }
     if cfg.mp4:
-        with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
-            files["mp4"] = write_video(Path(folder) / "clip.mp4", clip.frames, clip.pcm).read_bytes()
+        with scratch.folder() as folder:
+            files["mp4"] = write_video(folder / "clip.mp4", clip.frames, clip.pcm).read_bytes()
     return files
 
 

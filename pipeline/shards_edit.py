@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs import aliases, folders
+from configs import aliases, folders, scratch
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
@@ -49,9 +48,9 @@ class FieldWorker:
     def run(self, payload: dict[str, Any]) -> Result:
         """``payload``: ``tar`` of the samples (relative), their plan entries, and where their `.mp4` members lie."""
         samples = [json.loads(text) for text in payload["samples"]]
-        with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
+        with scratch.folder() as folder:
             if self.field in TASK_OF:
-                samples = [self._readable(s, payload["mp4"].get(s["sample_id"]), Path(folder)) for s in samples]
+                samples = [self._readable(s, payload["mp4"].get(s["sample_id"]), folder) for s in samples]
             written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
         if failed:
             cause = failed[0]["cause"]
