@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import random
 import re
 import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs import processes, scratch
 from configs.errors import EchoForgeError
 from configs.paths import is_remote
 from configs.redaction import redact
@@ -40,7 +40,11 @@ _HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryEr
 _DRIVERS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "adlfs", "azure")
 """Packages below fsspec that raise exceptions of their own: no credentials, no such bucket, a wrong endpoint."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
-_TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.]+)~(?P<pid>\d+)~\d+\.tmp$")
+_TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.~]+)(~(?P<space>[0-9a-f]{8})-(?P<started>\d+))?~(?P<pid>\d+)~\d+\.tmp$")
+"""`temporary`'s name beside its target; without the middle part as versions up to 0.1.0 wrote it, which take the rest for
+another machine's."""
+_KEPT_BYTES = 100
+"""Of a target's name in its temporary one: a name ends at 255 bytes, a machine's at 64, and the numbers want some 60."""
 _counter = itertools.count()
 
 
@@ -238,8 +242,8 @@ def writing(url: str) -> Iterator[Path]:
         StoreError: no space, no permission, or the store failed again and again.
     """
     if is_remote(url):
-        with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
-            path = Path(folder) / "object"
+        with scratch.folder() as folder:
+            path = folder / "object"
             yield path
             fs, target = filesystem(url)
             retrying(lambda: fs.put_file(str(path), target), f"writing '{url}'")
@@ -262,9 +266,9 @@ def temporary(url: str) -> Path:
     """A hidden name beside a local ``url``, whose folder is made; :func:`sweep` removes it when this process has died."""
     target = local(url)
     retrying(lambda: target.parent.mkdir(parents=True, exist_ok=True), f"making the folder of '{url}'")
-    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
     # The name is cut so that the longest legal target still has room for the temporary one beside it.
-    return target.parent / f".{target.name[:80]}.{host}~{os.getpid()}~{next(_counter)}.tmp"
+    name = os.fsencode(target.name)[:_KEPT_BYTES].decode("utf-8", "ignore")
+    return target.parent / f".{name}.{_writer(processes.current())}~{next(_counter)}.tmp"
 
 
 def fill(path: Path, data: bytes) -> None:
@@ -350,32 +354,39 @@ def _aside(url: str, number: int) -> str:
 def sweep(url: str) -> int:
     """Remove temporary files that dead processes left anywhere below a local folder; returns how many.
 
-    A file of a live process of this machine, or of another machine within the last day, is left alone.
+    A file of a live process is left alone; one of another machine or container for a day, because nobody can ask there.
     """
     if is_remote(url) or not local(url).is_dir():
         return 0
-    host, removed = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()), 0
+    removed = 0
     for path in local(url).rglob(".*.tmp"):
         match = _TEMPORARY.match(path.name)
         if not match:
             continue
         with contextlib.suppress(FileNotFoundError):
-            dead = match["host"] == host and not alive(int(match["pid"]))
-            if dead or time.time() - path.stat().st_mtime > 86_400:
+            lives = _lives(match)
+            if lives is False or (lives is None and time.time() - path.stat().st_mtime > 86_400):
                 path.unlink()
                 removed += 1
     return removed
 
 
-def alive(pid: int) -> bool:
-    """Whether a process of this machine with this id exists."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _writer(process: processes.Process) -> str:
+    return f"{process.host}~{_short(process.space)}-{process.started}~{process.pid}"
+
+
+def _lives(name: re.Match[str]) -> bool | None:
+    """Whether the process that a temporary file is named after still runs; None where this one cannot know."""
+    host, pid, me = name["host"], int(name["pid"]), processes.current()
+    if name["space"] is None:
+        return None if processes.exists(pid) or host != me.host else False
+    if name["space"] != _short(me.space):
+        return None
+    return processes.lives(processes.Process(host, me.space, pid, int(name["started"])))
+
+
+def _short(space: str) -> str:
+    return hashlib.sha256(space.encode()).hexdigest()[:8]
 
 
 @contextlib.contextmanager
@@ -389,8 +400,8 @@ def local_copy(url: str) -> Iterator[Path]:
         yield local(url)
         return
     fs, path = filesystem(url)
-    with tempfile.TemporaryDirectory(prefix="echoforge-") as folder:
-        target = Path(folder) / (name_of(url)[-100:] or "file")
+    with scratch.folder() as folder:
+        target = folder / (name_of(url)[-100:] or "file")
         retrying(lambda: fs.get_file(path, str(target)), f"reading '{url}'")
         yield target
 

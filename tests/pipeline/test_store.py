@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from configs import processes
 from pipeline import store
 from pipeline.store import StoreError
 
@@ -71,6 +74,42 @@ def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -
         assert len(names(tmp_path / "deep")) == 2 and store.listing(str(tmp_path / "deep")) == []
         assert store.sweep(str(tmp_path)) == 1
     assert names(tmp_path / "deep") == ["mine"]
+
+
+def test_a_temporary_file_goes_when_its_writer_is_dead_whoever_has_the_number_now(tmp_path: Path) -> None:
+    """The name says more than a number: ids are given again, and containers with one host name count apart."""
+    with store.writing(str(tmp_path / ("長" * 80))) as path:  # 240 bytes
+        me = path.name
+        path.write_bytes(b"x")
+    assert [len(n) for n in names(tmp_path)] == [80]
+    mine = processes.current()
+    before = re.compile(r"^\..*\.(?P<host>[^.]+)~(?P<pid>\d+)~\d+\.tmp$")  # what version 0.1.0 knows
+    assert before.match(me), me
+    again = me.replace(f"-{mine.started}~", f"-{mine.started + 1}~")
+    apart = re.sub(r"~[0-9a-f]{8}-", "~00000000-", me).replace(f"~{mine.pid}~", "~999999999~")
+    older = (f".f.{mine.host}~{mine.pid}~0.tmp", f".f.{mine.host}~999999999~0.tmp")
+    for name in (me, again, apart, *older):
+        (tmp_path / name).write_bytes(b"half")
+    assert before.match(apart)["host"] != mine.host, "older code takes another container for another machine"  # type: ignore[index]
+    assert store.listing(str(tmp_path), ".tmp") == []
+    assert store.sweep(str(tmp_path)) == 2
+    assert {n for n in names(tmp_path) if n.endswith(".tmp")} == {me, apart, older[0]}
+    os.utime(tmp_path / apart, (0, 0))
+    assert store.sweep(str(tmp_path)) == 1 and not (tmp_path / apart).exists()
+
+
+def test_what_a_killed_download_left_is_swept_by_the_next_command(tmp_path: Path) -> None:
+    code = (
+        "import fsspec, os, signal; from pipeline import store\n"
+        "fsspec.filesystem('memory').pipe('/f', b'x' * 1000)\n"
+        "with store.local_copy('memory://f') as path:\n assert path.stat().st_size == 1000; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=root, env=env).returncode == -signal.SIGKILL
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_size == 1000]
+    subprocess.run([sys.executable, str(root / "cli.py"), "--help"], check=True, env=env, stdout=subprocess.DEVNULL)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
 def test_what_may_be_repeated_is_retried_and_what_may_not_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
