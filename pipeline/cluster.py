@@ -14,10 +14,8 @@ import os
 import re
 import resource
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,9 +23,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from configs import scratch
 from configs.errors import EchoForgeError
-from pipeline import store, worker_entry
+from pipeline import worker_entry
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import EngineError, Receipt, Schedule, Worker, run_batch
 from pipeline.ledger import Ledger, Unit, code_version
@@ -36,6 +36,9 @@ _GRACE_S = 30.0
 """The driver kills a worker that is so much over its budget: its own timer must have failed."""
 _GROWN = 1.25
 """A worker above its memory share is replaced only when it grew so much: one that starts large would start so again."""
+_RAY_FOLDER = 42
+"""Longest path of Ray's folder: a socket's path ends at 107 characters (unix(7)), of which Ray's own
+``/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store`` takes 65."""
 _STARTS = 3
 """So many workers in a row that die while they start end the run."""
 
@@ -56,10 +59,10 @@ def run_on_ray(
     """
     with (
         session(address, share, cfg.object_store_mb, dashboard=cfg.dashboard) as dashboard,
-        tempfile.TemporaryDirectory(prefix="echoforge-") as scratch,
+        scratch.folder() as words,
     ):
         schedule.linked(dashboard)
-        pool = _Pool(schedule, make_worker, ledger, share, Path(scratch))
+        pool = _Pool(schedule, make_worker, ledger, share, words)
         try:
             pool.work()
         finally:
@@ -85,7 +88,6 @@ def session(
         raise EngineError(
             "execution.dashboard is on, but Ray's dashboard is not installed: pip install 'ray[default]'."
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray prints a paragraph about every dead worker into the middle of the progress; the ledger has the cause.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker died or was killed")
@@ -99,21 +101,23 @@ def session(
     else:
         _give_token()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    folder = None
+    own = contextlib.ExitStack()
     try:
         if address:
             context = ray.init(address=address, **quiet)
         else:
-            folder = _ray_folder()
-            context = ray.init(
-                address="local",
-                num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
-                object_store_memory=object_store_mb * 2**20,
-                include_dashboard=dashboard,
-                _temp_dir=folder,
-                **quiet,
-            )
+            folder = own.enter_context(scratch.folder(_RAY_FOLDER))  # Ray opens its folder to all; the one above is not
+            with _for_itself(dashboard):
+                context = ray.init(
+                    address="local",
+                    num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
+                    object_store_memory=object_store_mb * 2**20,
+                    include_dashboard=dashboard,
+                    _temp_dir=str(folder),
+                    **quiet,
+                )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        own.close()
         place = f"joining the Ray cluster at '{address}'" if address else "starting Ray in this process"
         said = " ".join(str(error).split()).rstrip(".")
         if address and "ersion mismatch" in said:  # ray._private.utils.check_version_info
@@ -126,14 +130,31 @@ def session(
         yield _dashboard(context.dashboard_url)
     finally:
         ray.shutdown()
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+        own.close()
+
+
+@contextlib.contextmanager
+def _for_itself(dashboard: bool) -> Iterator[None]:
+    """Start Ray for this process alone: reached over loopback only, and asking nobody where it runs.
+
+    Ray listens on the machine's address unless it takes itself for one that cannot form clusters. Without a dashboard
+    its API server does nothing but report usage, and looks for the metadata services of three clouds before it reads
+    that it must not (``ray.dashboard.modules.usage_stats``, 2.60).
+    """
+    from ray._private import node, ray_constants
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False))
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for Ray's other processes
+        stack.callback(os.environ.pop, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
+        if not dashboard:
+            stack.enter_context(mock.patch.object(node.Node, "start_api_server", lambda *_, **__: None))
+        yield
 
 
 def _give_token() -> None:
-    """Give Ray a token for this process where it cannot keep one in ~/.ray, as in a container without a home folder."""
-    home = Path(os.environ.get("HOME") or "/")
-    if not os.access(home, os.W_OK) and not (home / ".ray" / "auth_token").exists():
+    """Give Ray a token of this process; it would leave one in the home folder, for every later Ray of this user."""
+    if not (Path(os.environ.get("HOME") or "/") / ".ray" / "auth_token").exists():
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
@@ -172,16 +193,6 @@ def _this_code() -> dict[str, Any]:
 
 def _dashboard(url: str | None) -> str | None:
     return url and (url if "://" in url else f"http://{url}")
-
-
-def _ray_folder() -> str:
-    """A short folder (socket paths end at 107 characters) named after this process; those of dead ones are removed."""
-    place = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
-    for old in place.glob("ef-*-*"):
-        owner = old.name.split("-")[1]
-        if owner.isdigit() and not store.alive(int(owner)):
-            shutil.rmtree(old, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"ef-{os.getpid()}-", dir=place)
 
 
 def _cpus() -> int:
@@ -270,11 +281,11 @@ class _Running:
 
 class _Pool:
     def __init__(
-        self, schedule: Schedule, make_worker: Callable[[], Worker], ledger: Ledger, share: WorkerShare, scratch: Path
+        self, schedule: Schedule, make_worker: Callable[[], Worker], ledger: Ledger, share: WorkerShare, words: Path
     ) -> None:
         import ray
 
-        self.ray, self.schedule, self.share, self.scratch = ray, schedule, share, scratch
+        self.ray, self.schedule, self.share, self.words = ray, schedule, share, words
         self.shared = ray.put((make_worker, ledger))
         ray.cloudpickle.register_pickle_by_value(worker_entry)
         self.actor_class: Any = ray.remote(worker_entry.Slot)
@@ -310,7 +321,7 @@ class _Pool:
         wanted = min(self.target, len(self.schedule))
         while len(self.busy) + len(self.idle) < wanted:
             self.made += 1
-            words = self.scratch / str(self.made)
+            words = self.words / str(self.made)
             share = self.share
             actor = self.actor_class.options(
                 num_cpus=share.cpus,

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from configs import schema, unasked
+from curation import puppets
 from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.ledger import Ledger, Unit, unit_id
@@ -29,6 +32,8 @@ DRIVER = """
 import json, sys
 sys.path[:0] = [{root!r}, {here!r}]
 import workers
+from configs import schema, unasked
+from curation import puppets
 from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.ledger import Ledger, Unit, unit_id
@@ -120,6 +125,29 @@ def test_twenty_random_kills_lose_only_what_was_in_flight(tmp_path: Path) -> Non
     assert _rows(ledger) == list(range(COUNT))
     _gone(agents, 180)  # Ray's helpers notice later that their raylet is gone
     assert victims["driver"] >= 5 and victims["raylet"] >= 5 and victims["worker"] >= 4, victims
+
+
+def test_the_next_command_sweeps_what_a_killed_curate_left(tmp_path: Path) -> None:
+    """Ray's session folder and the workers' last words, once Ray's own processes have noticed and ended."""
+    puppets.make(tmp_path / "videos", 2, 3, schema.load("tiny", []).curation.puppets, False)
+    cli = [sys.executable, str(ROOT / "cli.py")]
+    with tempfile.TemporaryDirectory(prefix="ef-") as temporary:  # short: sockets lie in it
+        env = os.environ | {"TMPDIR": temporary}
+        command = [*cli, "curate", str(tmp_path / "videos"), "--out", str(tmp_path / "catalog")]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        tree: dict[int, str] = {}
+        while not any("ray::Slot" in command for command in tree.values()):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.05)
+            tree = _descendants(process.pid)
+        process.kill()
+        process.wait(30)
+        place = Path(temporary) / f"echoforge-{os.geteuid()}"
+        assert list(place.glob("*/session_*")) and len(list(place.glob("*.lock"))) == 2
+        _gone({p: c for p, c in tree.items() if "ray" in c}, 180)
+        subprocess.run([*cli, "--help"], env=env, check=True, stdout=subprocess.DEVNULL)
+        assert {p.name for p in place.iterdir()} <= set(unasked.CACHES.values())
 
 
 def _gone(tree: dict[int, str], seconds: float) -> None:
