@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
+import io
 import itertools
 import os
-import random
 import re
 import shutil
 import time
@@ -27,25 +28,24 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import processes, scratch
+from configs import processes, retries, scratch
 from configs.errors import EchoForgeError
-from configs.paths import is_remote
+from configs.paths import absolute, is_remote
 from configs.redaction import redact
+from configs.retries import ATTEMPTS
 
 T = TypeVar("T")
 
-ATTEMPTS = 5
-"""Tries of one operation on a store, with pauses of about 0.5, 1, 2 and 4 s between them."""
-_HOPELESS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
-_DRIVERS = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "adlfs", "azure")
-"""Packages below fsspec that raise exceptions of their own: no credentials, no such bucket, a wrong endpoint."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, limit on a file's size
 _TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.~]+)(~(?P<space>[0-9a-f]{8})-(?P<started>\d+))?~(?P<pid>\d+)~\d+\.tmp$")
 """`temporary`'s name beside its target; without the middle part as versions up to 0.1.0 wrote it, which take the rest for
 another machine's."""
 _KEPT_BYTES = 100
 """Of a target's name in its temporary one: a name ends at 255 bytes, a machine's at 64, and the numbers want some 60."""
 _counter = itertools.count()
+
+
+GUARDS: dict[str, Callable[[], None]] = {}
+"""Folder → what raises when this process may not change it any more (:mod:`pipeline.lease`)."""
 
 
 class StoreError(EchoForgeError):
@@ -66,6 +66,11 @@ def local(url: str | os.PathLike[str]) -> Path:
     """The path of a local ``url``; every character of a plain path is part of the name."""
     text = os.fspath(url)
     return Path(text.split("://", 1)[1] if text.startswith(("file://", "local://")) else text)
+
+
+def place_of(url: str) -> str:
+    """``url`` as all names of one place are: a local path from the root on."""
+    return url.rstrip("/") if is_remote(url) else absolute(local(url))
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
@@ -99,25 +104,33 @@ def retrying(operation: Callable[[], T], what: str) -> T:
         StoreError: no space left, no permission or credentials, or the last try failed; ``what`` is named.
         FileNotFoundError: nothing is there (never retried).
     """
-    for attempt in range(ATTEMPTS):
-        try:
-            return operation()
-        except FileNotFoundError:
+    try:
+        return retries.retrying(operation)
+    except FileNotFoundError:
+        raise
+    except retries.HOPELESS as error:
+        raise StoreError(f"{redact(what)} failed: {redact(str(error))}.") from error
+    except Exception as error:
+        if getattr(error, "errno", None) in retries.FULL:
+            raise StoreError(f"{redact(what)} failed: no space is left; free some and run again.") from error
+        if retries.passes(error):
+            raise StoreError(f"{redact(what)} failed {ATTEMPTS} times: {redact(str(error))}.") from error
+        if not retries.of_a_driver(error):
             raise
-        except _HOPELESS as error:
-            raise StoreError(f"{redact(what)} failed: {redact(str(error))}.") from error
-        except (OSError, TimeoutError) as error:
-            if getattr(error, "errno", None) in _FULL:
-                raise StoreError(f"{redact(what)} failed: no space is left; free some and run again.") from error
-            if attempt == ATTEMPTS - 1:
-                raise StoreError(f"{redact(what)} failed {ATTEMPTS} times: {redact(str(error))}.") from error
-            time.sleep(0.5 * 2**attempt * random.uniform(0.8, 1.2))
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in _DRIVERS:
-                raise
-            remedy = "check the address, and the credentials in the environment (AWS_…)"
-            raise StoreError(f"{redact(what)} failed: {redact(str(error)).rstrip('.')}; {remedy}.") from error
-    raise AssertionError("unreachable")
+        remedy = "check the address, and the credentials in the environment (AWS_…)"
+        raise StoreError(f"{redact(what)} failed: {redact(str(error)).rstrip('.')}; {remedy}.") from error
+
+
+def check_guards(url: str | None = None) -> None:
+    """Ask whether this process may still change what is at ``url``, or (None) everything that it has locked.
+
+    Raises:
+        LockLost: another process may be changing it.
+    """
+    where = None if url is None else place_of(url)
+    for place, check in list(GUARDS.items()):
+        if where is None or where == place or where.startswith(f"{place}/"):
+            check()
 
 
 def exists(url: str) -> bool:
@@ -225,7 +238,14 @@ def read_range(url: str, offset: int, length: int) -> bytes:
             stream.seek(offset)
             return stream.read(length)
     files, path = filesystem(url)
-    return bytes(retrying(lambda: files.cat_file(path, start=offset, end=offset + length), f"reading {url}"))
+
+    def read() -> bytes:
+        data = bytes(files.cat_file(path, start=offset, end=offset + length))
+        if len(data) != length:
+            raise OSError(errno.EIO, f"{len(data)} bytes came, not {length}")
+        return data
+
+    return retrying(read, f"reading '{url}'")
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -246,20 +266,32 @@ def writing(url: str) -> Iterator[Path]:
             path = folder / "object"
             yield path
             fs, target = filesystem(url)
-            retrying(lambda: fs.put_file(str(path), target), f"writing '{url}'")
+            check_guards(url)
+            retrying(functools.partial(_put, fs, path, target), f"writing '{url}'")
         return
     target_path, path = local(url), temporary(url)
     try:
         yield path
         sync(path)
+        check_guards(url)
         retrying(lambda: path.replace(target_path), f"writing '{url}'")
         sync(target_path.parent)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in retries.FULL:
             raise StoreError(f"writing '{url}' failed: no space is left; free some and run again.") from error
         raise
     finally:
         path.unlink(missing_ok=True)
+
+
+def _put(fs: Any, path: Path, target: str) -> None:
+    try:
+        fs.put_file(str(path), target)
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise
+        # The bucket is gone; or the answer to the end of an upload in parts was lost, and the upload is over: begin again.
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def temporary(url: str) -> Path:
@@ -281,7 +313,7 @@ def fill(path: Path, data: bytes) -> None:
         path.write_bytes(data)
         sync(path)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in retries.FULL:
             raise StoreError(
                 f"writing below '{path.parent}' failed: no space is left; free some and run again."
             ) from error
@@ -299,9 +331,15 @@ def sync(path: Path) -> None:
 
 def remove(url: str) -> None:
     """Remove one file; it may be gone already."""
+    check_guards(url)
     if not is_remote(url):
         local(url).unlink(missing_ok=True)
-        return
+    else:
+        remove_object(url)
+
+
+def remove_object(url: str) -> None:
+    """Remove one object, whoever has locked its folder; it may be gone already."""
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         retrying(lambda: fs.rm_file(path), f"removing '{url}'")
@@ -408,6 +446,7 @@ def local_copy(url: str) -> Iterator[Path]:
 
 def remove_tree(url: str) -> None:
     """Remove a folder and what is in it; it may be gone already."""
+    check_guards(url)
     if not is_remote(url):
         shutil.rmtree(local(url), ignore_errors=True)
         return
@@ -426,8 +465,11 @@ def write_table(url: str, table: pa.Table, row_group: int | None = None) -> None
 def parquet(url: str) -> Iterator[pq.ParquetFile]:
     """An open Parquet file, local or remote; checksums of its pages, where it has some, are compared when they are read.
 
+    Reads from a store are tried again (:func:`retrying`).
+
     Raises:
         FileNotFoundError: nothing is there.
+        StoreError: the store failed again and again; from reading the file as well.
         OSError, pa.ArrowException: it is damaged, or no Parquet file.
     """
     if not is_remote(url):
@@ -437,5 +479,28 @@ def parquet(url: str) -> Iterator[pq.ParquetFile]:
             yield file
         return
     fs, path = filesystem(url)
-    with fs.open(path, "rb") as raw, pq.ParquetFile(raw, page_checksum_verification=True) as file:
+    opened = retrying(lambda: fs.open(path, "rb"), f"reading '{url}'")
+    with opened as raw, pq.ParquetFile(_Patient(raw, url), page_checksum_verification=True) as file:
         yield file
+
+
+class _Patient(io.RawIOBase):
+    """An open object whose reads are tried again: one that failed leaves the position where it was."""
+
+    def __init__(self, raw: Any, url: str) -> None:
+        self._raw, self._url = raw, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._raw.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._raw.tell())
+
+    def read(self, size: int = -1) -> bytes:
+        return bytes(retrying(lambda: self._raw.read(size), f"reading '{self._url}'"))

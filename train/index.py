@@ -24,6 +24,7 @@ from configs import folders
 from configs.dataset_schema import INDEX, INDEX_FILE, SPLITS, SUPERSEDED, as_index
 from configs.errors import EchoForgeError
 from train.config import KeepConfig
+from train.remote import read_file
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -187,26 +188,15 @@ def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:
 
 def _read_index(root: str) -> pa.Table:
     try:
-        table = _read_remote(root) if "://" in root else pq.ParquetFile(Path(root) / INDEX_FILE).read()
+        remote = "://" in root
+        file = pa.BufferReader(read_file(f"{root}/{INDEX_FILE}")) if remote else Path(root) / INDEX_FILE
+        table = pq.ParquetFile(file).read()
     except (FileNotFoundError, NotADirectoryError) as error:
         what = folders.found(root, "dataset")
         raise EchoForgeError(f"'{root}' holds no {INDEX_FILE}: {what}; `shard` makes a dataset.") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise EchoForgeError(f"the index of '{root}' cannot be read ({error}); run `shard` again.") from error
     return as_index(table, root)
-
-
-def _read_remote(root: str) -> pa.Table:
-    import fsspec
-
-    try:
-        with fsspec.open(f"{root}/{INDEX_FILE}", "rb") as file:
-            return pq.read_table(file)
-    except (OSError, pa.ArrowInvalid):
-        raise
-    except Exception as error:  # what a store's driver raises is its own: no credentials, no such protocol
-        message = f"the index of '{root}' cannot be read ({error}); check the address and your credentials."
-        raise EchoForgeError(message) from error
 
 
 def _record(row: dict[str, Any]) -> SampleRecord:

@@ -19,6 +19,7 @@ from model.audio_windows import neighbourhoods
 from train import draws
 from train.assembly import Batch
 from train.config import TasksConfig
+from train.remote import read_file
 
 _BOX_TASKS = {"lip_sync": "mouth_boxes", "avatar_sync": "face_boxes"}
 
@@ -81,13 +82,8 @@ def read_prompts(dataset: str | Path) -> dict[str, Tensor]:
     """
     root = str(dataset)
     try:
-        if "://" in root:
-            import fsspec
-
-            with fsspec.open(f"{root.rstrip('/')}/{PROMPTS_FILE}", "rb") as file:
-                data = file.read()
-        else:
-            data = (Path(root) / PROMPTS_FILE).read_bytes()
+        remote = "://" in root
+        data = read_file(f"{root.rstrip('/')}/{PROMPTS_FILE}") if remote else (Path(root) / PROMPTS_FILE).read_bytes()
         return {name: tensor.float() for name, tensor in load(data).items()}
     except (OSError, ValueError) as error:
         raise EchoForgeError(f"{dataset} has no readable {PROMPTS_FILE}; is it a dataset made by `shard`?") from error

@@ -20,6 +20,7 @@ import torch
 
 from train.files import open_regular
 from train.index import BadSample, TensorRef
+from train.remote import asked
 
 try:  # a training machine may have torch and little else
     from xxhash import xxh3_64_hexdigest as _xxh3
@@ -107,7 +108,11 @@ class _SharedFile:
 
 
 class RemoteSource:
-    """Range requests through fsspec, for datasets on an object store."""
+    """Range requests through fsspec, for datasets on an object store.
+
+    A store that fails is asked again (`configs.retries`). When it goes on failing, that is no bad sample: the run stops,
+    or other samples would be learnt from than without the failure.
+    """
 
     def __init__(self, root: str):
         import fsspec
@@ -115,13 +120,16 @@ class RemoteSource:
         self._fs: Any = fsspec.core.url_to_fs(root)[0]
 
     def read_into(self, path: str, offset: int, out: memoryview) -> None:
-        data = self._fs.cat_file(path, start=offset, end=offset + len(out))
-        if len(data) != len(out):
-            raise OSError(f"the store returned {len(data)} bytes instead of {len(out)}")
-        out[:] = data
+        def read() -> bytes:
+            data = bytes(self._fs.cat_file(path, start=offset, end=offset + len(out)))
+            if len(data) != len(out):
+                raise OSError(f"{len(data)} bytes came instead of {len(out)}")
+            return data
+
+        out[:] = asked(read, path)
 
     def size(self, path: str) -> int:
-        return int(self._fs.size(path))
+        return asked(lambda: int(self._fs.size(path)), path)
 
     def close(self) -> None:
         return None
