@@ -16,7 +16,7 @@ from curation.config import CurationConfig
 from curation.decide import RuleResult
 from curation.decide import explain as explain_row
 from curation.report import render
-from pipeline import generation, seal, store
+from pipeline import generation, lease, seal, store
 from pipeline import relocate as relocation
 from pipeline.catalog_verify import verify
 from pipeline.generation import REPORT_FILE
@@ -164,15 +164,21 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
         out: the page; None: ``report.html`` in the catalog.
 
     Raises:
-        EchoForgeError: no catalog, or its tables are half-written.
+        EchoForgeError: no catalog, its tables are half-written, or another process changes it.
     """
     if out is not None:
         folders.check_out_file(out, (".html",))
+        videos, clips, run = read_whole(catalog_dir, None, LIGHT)
+        store.write_bytes(out, render(videos, clips, cfg, run).encode())
+        return out
+    with lease.locked(catalog_dir, "catalog", "catalog report", make=False):
+        return _report(catalog_dir, cfg)
+
+
+def _report(catalog_dir: str, cfg: CurationConfig) -> str:
+    """:func:`report` into the catalog, which is locked: ``tables.json`` names the report."""
     videos, clips, run = read_whole(catalog_dir, None, LIGHT)
     page = render(videos, clips, cfg, run)
-    if out is not None:
-        store.write_bytes(out, page.encode())
-        return out
     target, now = store.join(catalog_dir, REPORT_FILE), generation.current(catalog_dir)
     if now is None:
         store.write_bytes(target, page.encode())

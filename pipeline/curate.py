@@ -29,7 +29,7 @@ from curation.captions import Beside
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
 from curation.sources import Source, expand
-from pipeline import engine, generation, relocate, reuse, store, tables
+from pipeline import engine, generation, lease, relocate, reuse, store, tables
 from pipeline.config import PipelineConfig
 from pipeline.ledger import Failure, Ledger, Result, Unit, mend, unit_id
 from pipeline.progress import Progress, say
@@ -106,11 +106,27 @@ def curate(
         named: dotted names of the keys that the caller set by name; they win over what `catalog redecide` set.
 
     Raises:
-        EchoForgeError: no such source, or the run as a whole cannot go on.
+        EchoForgeError: no such source, another process changes the catalog, or the run as a whole cannot go on.
         MissingWeights: a configured file is not here.
     """
     out = out.rstrip("/")
     folders.check_out(out, "catalog", inputs=sources)
+    with lease.locked(out, "catalog", "curate"):
+        return _curate(sources, out, config, inline, ray_address, limit, retry_failed, quiet, named)
+
+
+def _curate(
+    sources: list[str],
+    out: str,
+    config: Any,
+    inline: bool,
+    ray_address: str | None,
+    limit: int | None,
+    retry_failed: bool,
+    quiet: bool,
+    named: Collection[str],
+) -> CurateSummary:
+    """:func:`curate` with the catalog locked."""
     config, thresholds = carried(out, config, named, _nothing if quiet else say)
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline

@@ -28,7 +28,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from configs.errors import EchoForgeError, MissingWeights
+from configs.locks import LockLost
 from configs.redaction import redact
+from pipeline import store
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.ledger import Failure, Finished, Ledger, Result, Unit, code_version
 from pipeline.store import StoreError
@@ -191,7 +193,7 @@ def run_batch(
     if finished:
         try:
             ledger.commit(finished, code)
-        except StoreError as error:
+        except (StoreError, LockLost) as error:
             return Receipt(fatal=error)
     receipt.done = [Done(f.unit.id, f.seconds, f.result.amount, dict(f.result.timings)) for f in finished]
     return receipt
@@ -305,7 +307,8 @@ class Schedule:
             self.watcher.linked(dashboard)
 
     def tick(self, in_flight: int, workers: int) -> None:
-        """Let the watcher look."""
+        """Let the watcher look; stop when another process may be changing what this run writes (`lease`)."""
+        store.check_guards()
         self._running = in_flight, workers
         if self.watcher:
             self.watcher.update(None, in_flight, workers)

@@ -19,6 +19,7 @@ from typing import Any
 
 from configs import leases, locks
 from configs.paths import is_remote
+from configs.redaction import redact
 from pipeline import store
 
 _NO_CONDITION = (errno.ENOSYS, errno.ENOTSUP)
@@ -36,7 +37,7 @@ def locked(url: str, what: str, command: str, *, make: bool = True) -> Iterator[
         with locks.locked(store.local(url), what, command, make=make) as lock, _asked(url, lock):
             yield lock
         return
-    shown = store.redact(url)
+    shown = redact(url)
     with (
         locks.holding(url, lambda: locks.leased(StoreBoard(url), what, shown, command)) as lock,
         _asked(url, lock),

@@ -18,7 +18,7 @@ from configs import schema
 from configs.errors import ConfigError, EchoForgeError
 from curation.catalog import VERDICTS
 from curation.inputs import decides, inputs, operators_of
-from pipeline import store
+from pipeline import lease, store
 from pipeline.generation import REPORT_FILE, RUN_FILE
 from pipeline.summary import Standing, count, describing, reason_counts, standing
 from pipeline.tables import rewrite, saved
@@ -134,8 +134,14 @@ def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
         config: its deciding keys are used; the others stay those that the catalog was measured with.
 
     Raises:
-        EchoForgeError: no catalog is there, or a run was interrupted while it wrote it.
+        EchoForgeError: no catalog is there, a run was interrupted while it wrote it, or another process changes it.
     """
+    with lease.locked(catalog_dir, "catalog", "catalog redecide", make=False):
+        return _redecide(catalog_dir, config)
+
+
+def _redecide(catalog_dir: str, config: schema.Config) -> Redecision:
+    """:func:`redecide` with the catalog locked."""
     run = saved(catalog_dir)
     settings: dict[str, tuple[Any, Any]] = {}
     facts = {key: run[key] for key in ("seconds", "video_seconds", "sources", AS_CURATED) if key in run}

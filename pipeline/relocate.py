@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from configs.errors import EchoForgeError
 from configs.paths import absolute, is_remote
-from pipeline import store, tables
+from pipeline import lease, store, tables
 from pipeline.ledger import MERGED_GROUP, MOVED_FILE, Ledger, Unit, ledgers, mend, write_part
 
 MOVED = pa.schema(
@@ -67,6 +67,12 @@ def relocate(catalog_dir: str, old: str, new: str) -> Relocation:
     Raises:
         EchoForgeError: no catalog, none of its sources lies below ``old``, or no new file fits.
     """
+    with lease.locked(catalog_dir, "catalog", "catalog relocate", make=False):
+        return _relocate(catalog_dir, old, new)
+
+
+def _relocate(catalog_dir: str, old: str, new: str) -> Relocation:
+    """:func:`relocate` with the catalog locked."""
     command = f"relocate {catalog_dir} {old} {new}"
     tables.check(catalog_dir, restart=command)
     notes: list[str] = []

@@ -27,7 +27,7 @@ from configs.paths import absolute, absolute_files
 from configs.shown import one_line
 from curation.catalog import FPS
 from model.config import ModelConfig
-from pipeline import card, engine, identity, relocate, shard_plan, store, superseded, tables, texts
+from pipeline import card, engine, identity, lease, relocate, shard_plan, store, superseded, tables, texts
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.encode import Encoders, encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
@@ -130,12 +130,27 @@ def shard(
         limit: only the first so many kept clips (by id).
 
     Raises:
-        EchoForgeError: no catalog, nothing kept, or a dataset of other encoders or settings at ``out``.
+        EchoForgeError: no catalog, nothing kept, a dataset of other encoders or settings at ``out``, or another process
+            changes it.
         MissingWeights: a configured network is not there.
     """
     out = out.rstrip("/")
-    cfg = config.pipeline
     folders.check_out(out, "dataset")
+    with lease.locked(out, "dataset", "shard"):
+        return _shard(catalog_dir, out, config, inline, ray_address, limit, watcher)
+
+
+def _shard(
+    catalog_dir: str,
+    out: str,
+    config: Settings,
+    inline: bool,
+    ray_address: str | None,
+    limit: int | None,
+    watcher: engine.Watcher | None,
+) -> ShardSummary:
+    """:func:`shard` with the dataset locked."""
+    cfg = config.pipeline
     videos, clips, run = tables.read_whole(catalog_dir)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
     if not kept.num_rows:

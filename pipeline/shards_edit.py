@@ -18,7 +18,7 @@ from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from model.config import ModelConfig
-from pipeline import card, engine, identity, store
+from pipeline import card, engine, identity, lease, store
 from pipeline.config import EncodeConfig
 from pipeline.encode import encode_group, load_encoders
 from pipeline.index_writer import index_table, scan
@@ -106,6 +106,14 @@ def add(
     if field not in TASK_OF and field != variant:
         raise EchoForgeError(f"field '{field}' cannot be added; known: {', '.join([*TASK_OF, variant])}.")
     dataset = dataset.rstrip("/")
+    with lease.locked(dataset, "dataset", "shards add", make=False):
+        return _add(dataset, field, config, inline, ray_address, watcher)
+
+
+def _add(
+    dataset: str, field: str, config: Settings, inline: bool, ray_address: str | None, watcher: engine.Watcher | None
+) -> int:
+    """:func:`add` with the dataset locked."""
     index, plans = read_index(dataset), read_plans(dataset)
     if not plans:
         raise EchoForgeError(f"'{dataset}' has no plan: it was merged or split; add the field before that.")
@@ -174,6 +182,12 @@ def merge(datasets: Sequence[str], out: str) -> int:
     if len({d.rstrip("/") for d in datasets}) < max(2, len(datasets)):
         raise EchoForgeError(f"merging needs at least two datasets, each named once; got: {', '.join(datasets)}.")
     folders.check_out(out, "dataset")
+    with lease.locked(out, "dataset", "shards merge"):
+        return _merge(datasets, out)
+
+
+def _merge(datasets: Sequence[str], out: str) -> int:
+    """:func:`merge` with ``out`` locked."""
     descriptions = [_description(d) for d in datasets]
     for dataset, description in zip(datasets, descriptions, strict=True):
         if description["encoders"] != descriptions[0]["encoders"]:
@@ -217,6 +231,12 @@ def split(dataset: str, out: str, *, splits: Sequence[str] = (), buckets: Sequen
         EchoForgeError: nothing is left, or something is at ``out``.
     """
     folders.check_out(out, "dataset")
+    with lease.locked(out, "dataset", "shards split"):
+        return _split(dataset, out, splits, buckets)
+
+
+def _split(dataset: str, out: str, splits: Sequence[str], buckets: Sequence[str]) -> int:
+    """:func:`split` with ``out`` locked."""
     table = whole = read_index(dataset)
     for name, wanted in (("split", splits), ("bucket", buckets)):
         if wanted:

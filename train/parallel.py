@@ -127,7 +127,8 @@ def on_main(action: Callable[[], T], what: str) -> T | None:
         except Exception as error:
             if not dist.is_initialized():
                 raise
-            failure = [f"{type(error).__name__}: {error}"]  # type: ignore[list-item]
+            said = str(error) if isinstance(error, EchoForgeError) else f"{type(error).__name__}: {error}"
+            failure = [said]  # type: ignore[list-item]
     if dist.is_initialized():
         dist.broadcast_object_list(failure, src=0)
         if failure[0] is not None:

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 
-from configs import folders, strict
+from configs import folders, locks, strict
 from configs.dataset_schema import DATASET_FILE
 from configs.errors import EchoForgeError
 from configs.weights import locate
@@ -84,11 +84,14 @@ def train(
         preset: name of the preset that the configuration comes from, for checkpoints and messages.
 
     Raises:
-        EchoForgeError: the dataset does not serve the configuration, the run in ``out`` is another one, training diverged.
+        EchoForgeError: the dataset does not serve the configuration, the run in ``out`` is another one, training diverged,
+            another process works on the run.
     """
+    folders.check_out(out, "run")
     with ExitStack() as stack:
         world = parallel.start(cfg.optim, device)
         stack.callback(parallel.stop)
+        parallel.on_main(lambda: stack.enter_context(locks.locked(out, "run", "train")), "locking the run")
         run = stack.enter_context(_Run(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world, preset))
         return run.go(max_steps)
 
@@ -113,7 +116,6 @@ class _Run:
         self.model_cfg, self.accept_flags = model_cfg, accept_flags
         self.preset = preset
         self.stages = stages.plan(cfg)
-        folders.check_out(out, "run")
         parallel.on_main(lambda: checkpoint.clean(out), "cleaning up after an interrupted checkpoint")
         found = checkpoint.latest(out)
         if found is not None and not resume:
@@ -326,6 +328,7 @@ class _Run:
         return self._commit(stage.name)
 
     def _commit(self, pin: str | None) -> Path:
+        parallel.on_main(lambda: locks.check(self.out), "committing a checkpoint")
         return checkpoint.save(self.out, self.state, self.about, keep_last=self.cfg.checkpoint.keep_last, pin=pin)
 
     def _outcome(self, status: Status, stage: Stage | None, path: Path) -> TrainOutcome:

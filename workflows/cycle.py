@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from configs import reviews
+from configs.folders import check_out
+from configs.locks import locked
 from configs.program import command
 from configs.schema import PRESETS, Config
 from curation.review import tables
@@ -51,6 +54,16 @@ def run_cycle(
 
     Under torchrun ranks never start Ray: the run stops at a `negatives` stage and says which command gathers.
     """
+    check_out(out, "run")
+    # Under torchrun nothing is gathered here, and rank 0 locks the run while it trains.
+    with nullcontext() if "RANK" in os.environ else locked(out, "run", "train"):
+        return _cycle(dataset, out, config, max_steps, review, ray_address)
+
+
+def _cycle(
+    dataset: str, out: Path, config: Config, max_steps: int | None, review: bool, ray_address: str | None
+) -> CycleSummary:
+    """:func:`run_cycle` with the run locked."""
     notes: list[str] = []
     while True:
         outcome = train(

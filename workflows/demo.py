@@ -32,6 +32,7 @@ from curation.puppets import measure
 from curation.review import tables
 from curation.sync.fit import fit_from_clips
 from curation.sync.gather import puppet_clip
+from pipeline import lease
 from pipeline.curate import CurateSummary, curate
 from pipeline.progress import Progress
 from pipeline.shard import shard
@@ -106,6 +107,12 @@ def run_demo(out: Path, config: Config, *, puppets: int | None = None) -> DemoSu
     if config.model.codec.kind != "dct":
         raise EchoForgeError("demo shows the puppet world and needs the tiny preset; leave --preset out.")
     check_out(out, "demo")
+    with lease.locked(str(out), "demo", "demo"):
+        return _demo(out, config, puppets)
+
+
+def _demo(out: Path, config: Config, puppets: int | None) -> DemoSummary:
+    """:func:`run_demo` with its folder locked."""
     clock = _Clock(Terminal(stderr=True))
     videos, run = out / "videos", out / "run"
     dataset, catalog = str(out / "dataset"), str(out / "catalog")

@@ -31,7 +31,7 @@ from curation import samples as judge
 from curation.clipwrite import write_video
 from model.codecs import load_codec
 from model.sampler import SamplerInputs, sample
-from pipeline import engine, store
+from pipeline import engine, lease, store
 from pipeline.ledger import Ledger, Result, Unit, mend, unit_id
 from pipeline.progress import Progress, say
 from train import checkpoint, draws, inputs, negatives, stages
@@ -172,12 +172,27 @@ def gather(
         EchoForgeError: no such stage, no checkpoint for it, or no sample of split `negatives`.
     """
     chosen = _stage(run, stage, config)
-    folder = negatives.folder(run, chosen.name)
     step = next((p for p in checkpoint.committed(run) if p.name == f"step-{chosen.first:06d}"), None)
     if step is None:
         raise EchoForgeError(
             f"stage '{chosen.name}' needs the checkpoint of step {chosen.first}, and {_last_checkpoint(run)}; train first."
         )
+    folder = negatives.folder(run, chosen.name)
+    with lease.locked(str(folder), "negatives folder", "negatives gather"):
+        return _gather(folder, dataset, chosen, step, config, inline, ray_address, samples)
+
+
+def _gather(
+    folder: Path,
+    dataset: str,
+    chosen: stages.Stage,
+    step: Path,
+    config: Config,
+    inline: bool,
+    ray_address: str | None,
+    samples: int | None,
+) -> GatherSummary:
+    """:func:`gather` with the folder of the stage locked."""
     check_network(step, config)
     index = open_index(dataset, split=SPLIT, keep=config.train.loader.keep)
     units = _units(index, chosen, config, samples or chosen.cfg.samples)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from configs import folders
 from configs.errors import EchoForgeError
@@ -13,6 +16,8 @@ from model.checkpoint import load_into, load_transformer, load_weights
 from model.config import TransformerConfig
 from model.transformer import EchoMimicTransformer
 from train import checkpoint
+
+T = TypeVar("T")
 
 
 def find(where: str | Path) -> Path:
@@ -39,10 +44,32 @@ def check_network(where: str | Path, config: Config) -> None:
     Raises:
         EchoForgeError: as :func:`find`; else names the keys with both values.
     """
-    step = find(where)
-    if not step.is_file():
-        about = checkpoint.read_about(step)
-        checkpoint.check_transformer(about, config.model.transformer, f"'{where}' does not fit", config.preset)
+
+    def check(step: Path) -> None:
+        if not step.is_file():
+            about = checkpoint.read_about(step)
+            checkpoint.check_transformer(about, config.model.transformer, f"'{where}' does not fit", config.preset)
+
+    _from_newest(where, check)
+
+
+def _from_newest(where: str | Path, read: Callable[[Path], T]) -> T:
+    """``read`` what :func:`find` finds; once more from the newer checkpoint when training deleted it meanwhile.
+
+    Raises:
+        EchoForgeError: as :func:`find`; a named checkpoint that was deleted.
+    """
+    while True:
+        step = find(where)
+        try:
+            return read(step)
+        except (Exception, CheckpointException) as error:  # torch's is no Exception
+            if step.exists():
+                raise
+            if step == Path(where):
+                raise EchoForgeError(
+                    f"'{where}' was deleted while it was read; name its run for the newest."
+                ) from error
 
 
 def load_network(
@@ -57,15 +84,18 @@ def load_network(
     Raises:
         EchoForgeError: nothing there, or weights of another network.
     """
-    step = find(where)
-    if step.is_file():
-        return load_transformer(cfg, step, device=device, dtype=torch.float32).eval()
-    network = EchoMimicTransformer(cfg)
-    if exported := checkpoint.exported(step, weights):
-        load_into(network, load_weights(exported), source=str(exported))
-    else:
-        checkpoint.load_weights(step, network, weights)
-    return network.to(device).eval()
+
+    def load(step: Path) -> EchoMimicTransformer:
+        if step.is_file():
+            return load_transformer(cfg, step, device=device, dtype=torch.float32).eval()
+        network = EchoMimicTransformer(cfg)
+        if exported := checkpoint.exported(step, weights):
+            load_into(network, load_weights(exported), source=str(exported))
+        else:
+            checkpoint.load_weights(step, network, weights)
+        return network.to(device).eval()
+
+    return _from_newest(where, load)
 
 
 def autocast_for(device: str) -> torch.dtype | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,11 +18,14 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from benchmarks.synthetic_shards import write_dataset
-from configs import schema
+from configs import locks, schema
 from configs.dataset_schema import PROMPTS_FILE
+from configs.errors import EchoForgeError
 from train import checkpoint, old_state
 from train.log import METRICS_FILE, of_kind, read_metrics
 from train.run import train as train_here
+from workflows import networks
+from workflows.networks import check_network, load_network
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -136,6 +140,69 @@ def test_killed_once_it_ends_bitwise_the_same(held_out: Path, undisturbed: Path,
     for name in ("raw.safetensors", "ema.safetensors"):
         assert (run / LAST / name).read_bytes() == (undisturbed / LAST / name).read_bytes(), name
     assert measured(run) == measured(undisturbed) and not list(run.glob("*.tmp"))
+
+
+def test_two_at_once_and_a_reader_disturb_nobody(held_out: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """A second `train` while the first one writes a checkpoint; then `generate` reads while checkpoints come and go."""
+    run = tmp_path / "run"
+    first = subprocess.Popen(
+        command(held_out, run, 1, **VALIDATED), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while first.poll() is None and not (checkpoint.latest(run) and list(run.glob("step-*.tmp"))):
+        time.sleep(0.001)
+    first.send_signal(signal.SIGSTOP)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    second = subprocess.run(
+        command(held_out, run, 1, **VALIDATED), cwd=ROOT, check=False, capture_output=True, text=True
+    )  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert second.returncode == 2, second.stderr
+    sentence = second.stderr.splitlines()[-1]
+    assert f"process {first.pid} " in sentence and "`train`" in sentence and "wait until it has ended" in sentence
+    first.send_signal(signal.SIGCONT)
+    config = schema.load("tiny", [f"{name}={value}" for name, value in VALIDATED.items()])
+    loads = 0
+    while first.poll() is None:
+        check_network(run, config)
+        load_network(run, config.model.transformer, "cpu")
+        loads += 1
+    assert first.returncode == 0 and loads > 3
+    for name in ("raw.safetensors", "ema.safetensors"):
+        assert (run / LAST / name).read_bytes() == (undisturbed / LAST / name).read_bytes(), name
+    assert measured(run) == measured(undisturbed) and not [p for p in run.iterdir() if p.name.startswith(".")]
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_read_anew_from_the_next(undisturbed: Path, tmp_path: Path) -> None:
+    """Retention at its worst moment: between finding a checkpoint and reading it."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed / LAST, run / "step-000001")
+    config = schema.load("tiny", [f"{name}={value}" for name, value in VALIDATED.items()])
+    read = networks.load_weights
+
+    def late(path: Path) -> dict[str, torch.Tensor]:
+        if path.parent.name == "step-000001":
+            shutil.copytree(undisturbed / LAST, run / "step-000002")
+            shutil.rmtree(path.parent)
+        return read(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks, "load_weights", late)
+        load_network(run, config.model.transformer, "cpu")
+        shutil.copytree(undisturbed / LAST, run / "step-000001")
+        shutil.rmtree(run / "step-000002")
+        with pytest.raises(EchoForgeError, match="was deleted while it was read"):
+            load_network(run / "step-000001", config.model.transformer, "cpu")
+
+
+@pytest.mark.slow
+def test_many_ranks_are_refused_as_one_is(dataset: Path, tmp_path: Path) -> None:
+    with locks.locked(tmp_path / "run", "run", "train"):
+        done = subprocess.run(
+            command(dataset, tmp_path / "run", 2), cwd=ROOT, check=False, capture_output=True, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert done.returncode and done.stderr.count(f"process {os.getpid()} ") >= 1, done.stderr[-3000:]
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 @pytest.fixture(scope="module")
