@@ -1,12 +1,18 @@
-"""A local S3 server for the tests that need an object store."""
+"""A local S3 server for the tests that need an object store, and a proxy before it that does what networks do."""
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from faulty_proxy import FaultyProxy
 
 
 @pytest.fixture(scope="module")
@@ -37,4 +43,24 @@ def s3() -> Iterator[str]:
             os.environ.pop(key)
         else:
             os.environ[key] = value
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The store behind a proxy; every request is fine until ``failing`` is set. Pauses and time limits are short."""
+    import fsspec
+    import s3fs
+
+    found = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], seed=5)
+    found.failing = 0
+    monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+    limits = {"read_timeout": 0.7, "connect_timeout": 2, "retries": {"max_attempts": 0}}
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": limits})
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
+    real = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: real(min(seconds, 0.01)))
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield found
+    found.shutdown()
     s3fs.S3FileSystem.clear_instance_cache()

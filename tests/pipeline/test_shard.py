@@ -598,6 +598,20 @@ def test_a_dataset_on_an_object_store(world: Path, s3: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_dataset_in_an_object_store_that_fails_is_the_same(world: Path, s3: str, proxy: Any) -> None:
+    """Every request fails once, in all the ways that networks know."""
+    few = make_catalog(world, 3, "faulty")
+    there, here = f"{s3}/faulty-dataset", world / "faulty-here"
+    shard(str(few), str(here), CONFIG, inline=True)
+    proxy.failing = 1
+    shard(str(few), there, CONFIG, inline=True)
+    assert proxy.done.total() > 30
+    for tar in digests(here):
+        assert members(store.read_bytes(f"{there}/{tar}")) == members((here / tar).read_bytes()), tar
+    assert read_index(there) == read_index(str(here)) and verify(there).ok
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_any_moment_the_tars_are_byte_for_byte_the_same(world: Path, tmp_path: Path) -> None:
     """kill -9 of `cli.py shard` and all its workers, again and again; nothing committed is encoded a second time."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pytest
-import s3fs
 import torch
 from safetensors.torch import save_file
 
@@ -29,23 +28,6 @@ from train.loader import Loader
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_proxy import KINDS, FaultyProxy
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """The store behind a proxy; every request is fine until ``failing`` is set. Pauses and time limits are short."""
-    found = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], seed=5)
-    found.failing = 0
-    monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
-    limits = {"read_timeout": 0.7, "connect_timeout": 2, "retries": {"max_attempts": 0}}
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": limits})
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 2)
-    real = time.sleep
-    monkeypatch.setattr(time, "sleep", lambda seconds: real(min(seconds, 0.01)))
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield found
-    found.shutdown()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
@@ -252,6 +234,7 @@ with lease.locked(sys.argv[1], "catalog", "curate"):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_holders_lease_is_free_here_at_once_and_elsewhere_after_its_term(
     proxy: FaultyProxy, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
