@@ -27,6 +27,7 @@ class FaultyProxy(ThreadingHTTPServer):
         self.failing = 1
         self.kinds: tuple[str, ...] = KINDS
         self.only = ""  # part of the paths that fail
+        self.most = 1_000_000  # failures in all
         self.done: Counter[str] = Counter()
         self._chance, self._lock, self._seen = random.Random(seed), threading.Lock(), Counter[tuple[str, str, str]]()
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -39,7 +40,7 @@ class FaultyProxy(ThreadingHTTPServer):
         """What happens to this request; '': nothing."""
         with self._lock:
             self._seen[method, path, part] += 1
-            if self._seen[method, path, part] > self.failing or self.only not in path:
+            if self._seen[method, path, part] > self.failing or self.only not in path or self.done.total() >= self.most:
                 return ""
             kind = self._chance.choice(self.kinds)
             self.done[kind] += 1
