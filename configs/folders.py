@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from configs import disk
 from configs.dataset_schema import DATASET_FILE, INDEX_FILE
 from configs.errors import EchoForgeError
 
@@ -20,6 +21,8 @@ LEDGER = "ledger"
 """The record of work of `curate` and `shard`: there from the first moment of a run on."""
 
 Name = Literal["catalog", "dataset", "run", "checkpoint"]
+_LEAST = 1_000_000
+"""Bytes that every output may take; with less free the disk counts as full before the work and not after it."""
 _VIDEOS = ("*.mp4", "*.mov", "*.mkv", "*.webm", "*.avi")
 
 
@@ -123,8 +126,11 @@ def _check_parent(path: Path) -> None:
     there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     if not there.is_dir():
         raise EchoForgeError(f"the folder '{path}' cannot be made: '{there.name}' is a file; give another --out.")
+    if os.statvfs(there).f_flag & os.ST_RDONLY:
+        raise EchoForgeError(f"'{there}' is on a read-only file system; allow writing there, or give another --out.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise EchoForgeError(f"'{there}' may not be written by this user; give another --out, or allow it (chmod).")
+    disk.check_room(there, _LEAST, "the output")
 
 
 def _same(a: Path, b: str | Path) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from configs import disk
 from configs.errors import EchoForgeError
 from curation.catalog import FPS, SAMPLE_RATE
 
@@ -53,16 +53,14 @@ def write_video(
         raise EchoForgeError(
             f"{path.name}: a video must be at least 2 × 2 pixels, got {frames.shape[2]} × {frames.shape[1]}."
         )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        with (
+            disk.replacing(path) as part,
+            av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+        ):
             _mux(container, frames, pcm, fps, sample_rate, {"crf": str(crf), "preset": preset} | _REPEATABLE)
-        part.replace(path)
     except (OSError, av.error.FFmpegError) as error:
         raise EchoForgeError(f"{path} could not be written: {error}.") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

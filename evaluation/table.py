@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from configs import disk
 from configs.errors import EchoForgeError
 from curation import spreadsheet
 from evaluation.config import MetricsConfig
@@ -56,8 +57,8 @@ FORMATS = (".csv", ".parquet")
 
 def write(table: pd.DataFrame, out: Path) -> None:
     """Write the table of :func:`evaluate`; the folder is made when it is not there. Check ``out`` before measuring."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(out) if out.suffix.lower() == ".parquet" else spreadsheet.write(table, out)
+    with disk.replacing(out) as part:
+        table.to_parquet(part) if out.suffix.lower() == ".parquet" else spreadsheet.write(table, part)
 
 
 def _row(name: str, video: Video, reference: Video | None, given: Mapping[str, float]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from configs import disk
 from configs.errors import EchoForgeError, MissingWeights
 from configs.shown import one_line
 from configs.strict import to_dict
@@ -138,13 +138,8 @@ def export_state(state: Mapping[str, Tensor], cfg: TransformerConfig, path: Path
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> Path:
     """Write tensors so that ``path`` appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk.replacing(path) as part:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata)
     return path
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs import schema
+from configs import folders, schema
 from configs.errors import ConfigError, EchoForgeError
 from curation.catalog import VERDICTS
 from curation.inputs import decides, inputs, operators_of
@@ -136,6 +136,7 @@ def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
     Raises:
         EchoForgeError: no catalog is there, a run was interrupted while it wrote it, or another process changes it.
     """
+    folders.check_out_folder(catalog_dir)
     with lease.locked(catalog_dir, "catalog", "catalog redecide", make=False):
         return _redecide(catalog_dir, config)
 

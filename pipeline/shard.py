@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from safetensors.torch import save
 
-from configs import difference, folders, strict
+from configs import difference, disk, folders, strict
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE, SCHEMA_VERSION
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
@@ -172,6 +172,7 @@ def _shard(
     if lost := lost_tars(out, ledger):
         say(f"{len(lost)} tars are gone or cut short, the first '{lost[0]}': they are made again.")
         ledger.forget({unit.id for unit in units if unit.key in lost})
+    disk.check_room(out, _room(units, ledger.done(), encoders), "encoding what is planned")
     prompts = _prompts(encoders, config.model)
     if inline:
         make_worker = functools.partial(_worker_with, encoders, out, config.model, cfg.encode)
@@ -371,6 +372,13 @@ def _bytes(sample: dict[str, Any], encoders: Encoders) -> int:
     """About how large a sample becomes: two bf16 latents of the video, and the small rest (texts lie elsewhere)."""
     latent = 2 * 16 * (1 + (sample["F"] - 1) // 4) * (sample["H"] // 8) * (sample["W"] // 8)
     return 2 * latent + 2 * encoders.image.tokens * encoders.image.dim + 60_000
+
+
+def _room(units: list[Unit], done: set[str], encoders: Encoders) -> int:
+    """About how many bytes the tars that are missing will take; all samples of a tar are of one bucket."""
+    first = {unit.key: (json.loads(unit.payload["samples"][0]), unit.cost) for unit in units
+             if unit.id not in done and "samples" in unit.payload}  # fmt: skip
+    return round(sum(count * _bytes(sample, encoders) for sample, count in first.values()))
 
 
 class NothingEncoded(EchoForgeError):

@@ -28,7 +28,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import processes, retries, scratch
+from configs import disk, processes, retries, scratch
 from configs.errors import EchoForgeError
 from configs.paths import absolute, is_remote
 from configs.redaction import redact
@@ -50,6 +50,10 @@ GUARDS: dict[str, Callable[[], None]] = {}
 
 class StoreError(EchoForgeError):
     """A place that cannot be read or written: wrong address, no permission, no space left."""
+
+
+class WriteRefused(StoreError, disk.Refused):
+    """The disk takes nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +115,8 @@ def retrying(operation: Callable[[], T], what: str) -> T:
     except retries.HOPELESS as error:
         raise StoreError(f"{redact(what)} failed: {redact(str(error))}.") from error
     except Exception as error:
-        if getattr(error, "errno", None) in retries.FULL:
-            raise StoreError(f"{redact(what)} failed: no space is left; free some and run again.") from error
+        if isinstance(error, OSError) and (why := disk.refusal(error)):
+            raise WriteRefused(f"{redact(what)} failed: {why}.") from error
         if retries.passes(error):
             raise StoreError(f"{redact(what)} failed {ATTEMPTS} times: {redact(str(error))}.") from error
         if not retries.of_a_driver(error):
@@ -277,8 +281,8 @@ def writing(url: str) -> Iterator[Path]:
         retrying(lambda: path.replace(target_path), f"writing '{url}'")
         sync(target_path.parent)
     except OSError as error:
-        if error.errno in retries.FULL:
-            raise StoreError(f"writing '{url}' failed: no space is left; free some and run again.") from error
+        if why := disk.refusal(error):
+            raise WriteRefused(f"writing '{url}' failed: {why}.") from error
         raise
     finally:
         path.unlink(missing_ok=True)

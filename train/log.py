@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from configs import disk
 from configs.errors import EchoForgeError
 from configs.shown import visible
 from train import files
@@ -108,8 +109,9 @@ class Log:
             return
         kept = [] if step is None else [text for text, line in _lines(self.path) if line.get("step", 0) <= step]
         part = self.path.with_suffix(".part")
-        files.write_new(part, "".join(f"{text}\n" for text in kept))
-        part.replace(self.path)
+        with disk.refused(self.path):
+            files.write_new(part, "".join(f"{text}\n" for text in kept))
+            part.replace(self.path)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line; floats that are not finite are written as text, so that the line stays JSON."""
@@ -117,7 +119,7 @@ class Log:
             return
         clean = {k: (str(v) if isinstance(v, float) and v - v != 0 else v) for k, v in values.items()}
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:
+        with disk.refused(self.path), os.fdopen(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3)} | clean) + "\n")
 
     def progress(self, step: int, until: int, stage: str, loss: float, pace: Pace) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from configs import disk
 from configs.errors import EchoForgeError
 from configs.shown import one_line
 from model import flow
@@ -88,11 +89,8 @@ def write(path: Path, ids: Iterable[Sequence[str]], count: int, losses: Callable
         [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SCHEMA, strict=True)],
         schema=SCHEMA,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp")
-    part.unlink(missing_ok=True)
-    pq.write_table(table, part, write_page_checksum=True)
-    part.replace(path)
+    with disk.replacing(path) as part:
+        pq.write_table(table, part, write_page_checksum=True)
 
 
 def read(path: Path) -> Cache:

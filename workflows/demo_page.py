@@ -14,6 +14,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from configs import disk
+
 
 @dataclass(frozen=True)
 class Check:
@@ -79,9 +81,8 @@ def write(page: DemoPage, target: Path) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(resources.files("workflows").joinpath("demo_page.html").read_text("utf-8"))
     html = template.render(page=page, loss_plot=loss_plot(page.curves, page.stages))
-    part = target.with_suffix(".tmp")
-    part.write_text(html, "utf-8")
-    part.replace(target)
+    with disk.replacing(target) as part:
+        part.write_text(html, "utf-8")
 
 
 def loss_plot(curves: Sequence[Curve], stages: Sequence[tuple[str, int]]) -> str:

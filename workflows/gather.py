@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from configs import aliases, folders, strict
+from configs import aliases, disk, folders, strict
 from configs.dataset_schema import NEGATIVES
 from configs.devices import usable
 from configs.errors import EchoForgeError
@@ -196,6 +196,7 @@ def _gather(
     check_network(step, config)
     index = open_index(dataset, split=SPLIT, keep=config.train.loader.keep)
     units = _units(index, chosen, config, samples or chosen.cfg.samples)
+    folders.check_out_folder(folder)
     for name in ("latents", "videos"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {key: strict.digest(getattr(config.model, key), key) for key in ("sampler", "guidance", "phda")}
@@ -308,9 +309,8 @@ def _flagged(
 
 
 def _publish(folder: Path, rows: list[dict[str, Any]]) -> GatherSummary:
-    part = folder / "samples.tmp"
-    pq.write_table(pa.Table.from_pylist(rows, schema=NEGATIVES), part)
-    part.replace(folder / negatives.SAMPLES_FILE)
+    with disk.replacing(folder / negatives.SAMPLES_FILE) as part:
+        pq.write_table(pa.Table.from_pylist(rows, schema=NEGATIVES), part)
     issues: dict[str, int] = defaultdict(int)
     for row in rows:
         for flag in row["flags"]:

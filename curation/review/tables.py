@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import reviews
+from configs import disk, reviews
 from configs.dataset_schema import NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
@@ -75,10 +75,8 @@ def add(folder: Path, rows: Any) -> int:
     if not complete:
         return 0
     target = folder / reviews.FOLDER / f"{now:%Y%m%dT%H%M%S}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(complete, schema=REVIEWS), part)
-    part.replace(target)
+    with disk.replacing(target) as part:
+        pq.write_table(pa.Table.from_pylist(complete, schema=REVIEWS), part)
     return len(complete)
 
 
@@ -112,7 +110,6 @@ def to_csv(folder: Path, target: Path) -> int:
     """
     gathered = samples(folder)
     check_out_file(target, (".csv",))
-    target.parent.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(gathered.drop_columns(["thumbnail"]).to_pylist())
     table["flagged"] = [bool(flags) for flags in table["flags"]]
     table["why"] = ["; ".join(f["reason"] or f["issue"] for f in flags or []) for flags in table["flags"]]
@@ -123,7 +120,8 @@ def to_csv(folder: Path, target: Path) -> int:
     table["counted_frames"] = [judged[name].span for name in table["negative_id"]]
     votes = pd.DataFrame(reviews.latest(said), columns=EDITABLE)
     merged = table.merge(votes, on="negative_id", how="left")
-    spreadsheet.write(merged[EDITABLE + CONTEXT], target)
+    with disk.replacing(target) as part:
+        spreadsheet.write(merged[EDITABLE + CONTEXT], part)
     return len(merged)
 
 
@@ -186,10 +184,8 @@ def merge(folder: Path, others: Iterable[Path]) -> int:
                 )
             for number, row in enumerate(table.to_pylist(), 1):
                 _check_lengths(row, f"{part} row {number}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_suffix(".tmp")
-            pq.write_table(table, temporary)
-            temporary.replace(target)
+            with disk.replacing(target) as part_file:
+                pq.write_table(table, part_file)
             copied += table.num_rows
     return copied
 

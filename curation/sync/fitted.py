@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from configs import disk
 from configs.errors import EchoForgeError
 from configs.weights import locate
 from curation.catalog import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -149,11 +150,9 @@ def write(path: Path, net: SmallSyncNet, card: dict[str, Any]) -> None:
     """Safetensors with the card as metadata; by rename."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
-    save_file(state, part, metadata={"kind": KIND, "card": json.dumps(card)})
-    part.replace(path)
+    with disk.replacing(path) as part:
+        save_file(state, part, metadata={"kind": KIND, "card": json.dumps(card)})
 
 
 def read(path: Path) -> tuple[SmallSyncNet, dict[str, Any]]:
