@@ -1,8 +1,9 @@
 """EchoForge on the command line: parses, calls, prints. ``python cli.py`` and ``echoforge`` are the same program."""
 
+# ruff: noqa: E402 - where our packages are, and who takes Ctrl-C, is settled before the slow imports
+
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import sys
@@ -10,24 +11,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+# The packages beside this file are meant, whatever the working directory or PYTHONPATH holds.
+_ROOT = str(Path(__file__).resolve().parent)
+sys.path.insert(0, _ROOT)
+from pipeline.worker_entry import own_packages_first
+
+sys.path.remove(_ROOT)
+own_packages_first(_ROOT)
+
+from configs import program, stopping
+
+if Path(sys.argv[0]).name in (program.SCRIPT, program.NAME):  # this process is the program, and no import of it
+    stopping.listen()
+
 import typer
 from rich.table import Table
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 from typer.rich_utils import rich_format_error
 
-# The packages beside this file are meant, whatever the working directory or PYTHONPATH holds.
-_ROOT = str(Path(__file__).resolve().parent)
-sys.path.insert(0, _ROOT)
-from pipeline.worker_entry import own_packages_first  # noqa: E402
-
-sys.path.remove(_ROOT)
-own_packages_first(_ROOT)
-
-from configs import scratch  # noqa: E402
-from configs.console import Terminal, take_any_text  # noqa: E402
-from configs.errors import EchoForgeError  # noqa: E402
-from configs.shown import visible  # noqa: E402
+from configs import scratch
+from configs.console import Terminal, take_any_text
+from configs.errors import EchoForgeError
+from configs.redaction import redact
+from configs.shown import visible
 
 
 class LongCommand(TyperCommand):
@@ -41,6 +48,7 @@ class LongCommand(TyperCommand):
         if os.environ.get("RANK", "0") == "0":
             names = ctx.command_path.removeprefix(ctx.find_root().command_path).strip()
             Terminal(stderr=True).print(f"{names}: starting; this takes some seconds …")
+        stopping.check()
         return super().invoke(ctx)
 
 
@@ -129,6 +137,7 @@ def _globals(
 def _config(ctx: typer.Context, preset: str | None, overrides: list[str] | None) -> Any:
     from configs import schema
 
+    stopping.check()  # what a command imports before this takes seconds
     return schema.load(preset or ctx.obj["preset"] or "tiny", _overrides(ctx, overrides), _note)
 
 
@@ -563,10 +572,11 @@ def negatives_review(
     server = serve(folder, f"Negatives of {folder.name}", port)
     count = tables.samples(folder).num_rows
     console.print(f"{count} samples: open {server.url} and stop with Ctrl-C.", soft_wrap=True)
+    server.service_actions = stopping.check  # asked twice a second
     try:
         server.serve_forever()
-    except KeyboardInterrupt:
-        console.say(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}")
+    except stopping.Stopped:
+        raise stopping.Stopped(f"{reviews.read(folder).num_rows} review rows in {folder / reviews.FOLDER}") from None
 
 
 @negatives_app.command("stats", cls=LongCommand)
@@ -727,8 +737,8 @@ def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes
 
     server = serve(folder, port)
     console.print(f"open {server.url} and stop with Ctrl-C.", soft_wrap=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        server.serve_forever()
+    server.service_actions = stopping.check  # asked twice a second
+    server.serve_forever()
 
 
 # ------------------------------------------------------------------------------------------------- weights
@@ -829,23 +839,28 @@ def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -
 
 
 def main() -> None:
-    """Run the command line; a mistake that a user can mend ends in one sentence and exit code 2, 3 or 4."""
+    """Run the command line; a mistake that a user can mend ends in one sentence and exit code 2, 3 or 4, a requested stop
+    in one with the command that goes on, and exit code 130 or 143."""
     take_any_text()
     terminal = Terminal(stderr=True)
-    try:
-        scratch.sweep()
-        sys.exit(app(standalone_mode=False))
-    except EchoForgeError as error:
-        terminal.error(str(error))
-        sys.exit(error.exit_code)
-    except TyperException as error:  # of the command line itself; names of files in it come from outside, too
-        sentence = visible(error.format_message())
-        error.format_message = lambda: sentence  # type: ignore[method-assign]
-        rich_format_error(error)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        terminal.crash(error)
-        sys.exit(1)
+    with stopping.listening():
+        try:
+            scratch.sweep()
+            sys.exit(app(standalone_mode=False))
+        except stopping.Stopped as stop:
+            terminal.say(stopping.sentence(stop, program.command(*map(redact, sys.argv[1:]))))
+            stopping.leave()
+        except EchoForgeError as error:
+            terminal.error(str(error))
+            sys.exit(error.exit_code)
+        except TyperException as error:  # of the command line itself; names of files in it come from outside, too
+            sentence = visible(error.format_message())
+            error.format_message = lambda: sentence  # type: ignore[method-assign]
+            rich_format_error(error)
+            sys.exit(error.exit_code)
+        except Exception as error:
+            terminal.crash(error)
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     with refused(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)  # a link in its place would be followed
         try:
             yield part
             part.replace(target)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from configs import stopping
 from configs.errors import EchoForgeError, MissingWeights
 
 FUN_INP = "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP"
@@ -495,6 +496,7 @@ def _download(address: str, part: Path, have: int, report: Callable[[int, int], 
         total = done + rest if rest else 0
         with part.open("ab" if done else "wb") as out:
             while block := response.read(_BLOCK):
+                stopping.check("what came of the download is kept")
                 out.write(block)
                 done += len(block)
                 if report:

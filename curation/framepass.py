@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from configs import stopping
 from curation.catalog import FPS
 from curation.config import VideoConfig
 from curation.decord_reader import DecordFile
@@ -90,6 +91,7 @@ class FramePass:
             MediaError: over budget, broken time stamps, truncated or damaged beyond what the configuration allows.
         """
         for tick in on_clock(self._counted(), self._video.info.origin_s, self._cfg.max_gap_s, self._first):
+            stopping.check()
             if time.process_time() > self._deadline:
                 at = tick.index / FPS
                 message = f"analysis took more than its {self.budget_s:.0f} CPU seconds (reached {at:.1f} s of video)."

@@ -16,7 +16,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import folders
+from configs import folders, stopping
 from configs.errors import EchoForgeError
 from configs.paths import absolute
 from curation import spreadsheet
@@ -64,6 +64,7 @@ def expand(sources: list[str], cfg: CurationConfig) -> list[Source]:
             raise EchoForgeError(
                 f"'{name}' holds no videos{_instead(name)}; give a folder, a glob, a URL or a manifest."
             )
+        stopping.check()
         for item in items:
             found.setdefault(item.uri, item)
     return list(found.values())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from configs import stopping
 from configs.errors import EchoForgeError
 from model import guidance as guide
 from model import phda as phases
@@ -83,6 +84,7 @@ def sample(
     context = torch.autocast(torch.device(device).type, autocast) if autocast else nullcontext()
     with context:
         for step in range(cfg.steps):
+            stopping.check()
             t = sigma_to_t(solver.sigmas[step].float()).expand(count).to(device)
             run = _Step(network, cache, step, t, cfg, guidance, phda)
             if len(parts) == 1:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from configs import scratch
+from configs import scratch, stopping
 from configs.errors import EchoForgeError
 from pipeline import worker_entry
 from pipeline.config import ExecutionConfig, WorkerShare
@@ -65,6 +65,9 @@ def run_on_ray(
         pool = _Pool(schedule, make_worker, ledger, share, words)
         try:
             pool.work()
+        except pool.ray.exceptions.RayError:
+            if not stopping.requested():  # the signal may have ended Ray's processes, too
+                raise
         finally:
             pool.close()
 
@@ -100,14 +103,16 @@ def session(
         check_address(address)
     else:
         _give_token()
+    stopping.check()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     own = contextlib.ExitStack()
     try:
         if address:
-            context = ray.init(address=address, **quiet)
+            with _own_signals():
+                context = ray.init(address=address, **quiet)
         else:
             folder = own.enter_context(scratch.folder(_RAY_FOLDER))  # Ray opens its folder to all; the one above is not
-            with _for_itself(dashboard):
+            with _for_itself(dashboard), _own_signals():
                 context = ray.init(
                     address="local",
                     num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
@@ -118,6 +123,7 @@ def session(
                 )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         own.close()
+        stopping.check()  # the signal may have reached Ray's processes, too
         place = f"joining the Ray cluster at '{address}'" if address else "starting Ray in this process"
         said = " ".join(str(error).split()).rstrip(".")
         if address and "ersion mismatch" in said:  # ray._private.utils.check_version_info
@@ -150,6 +156,25 @@ def _for_itself(dashboard: bool) -> Iterator[None]:
         if not dashboard:
             stack.enter_context(mock.patch.object(node.Node, "start_api_server", lambda *_, **__: None))
         yield
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this program's handlers while Ray starts, if it listens.
+
+    Ray's handlers of SIGTERM end this process wherever it is, and that of its C++ core prints a stack and aborts.
+    """
+    if not stopping.listens():
+        yield
+        return
+    from ray._private import utils
+
+    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        stopping.listen()
 
 
 def _give_token() -> None:
@@ -298,6 +323,9 @@ class _Pool:
 
     def work(self) -> None:
         while len(self.schedule) or self._in_flight():  # a worker that is only starting is not waited for
+            if stopping.requested():
+                self._drain()
+                return
             self._grow()
             self._dispatch()
             ready, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=1.0)
@@ -308,9 +336,20 @@ class _Pool:
             self._enforce_budgets()
             self.schedule.tick(self._in_flight(), len(self.busy) + len(self.idle))
 
+    def _drain(self) -> None:
+        """Let the batches at work end, for a bounded time. The signal may have ended parts of Ray as well."""
+        until = time.monotonic() + stopping.GRACE_S
+        while self._in_flight() and (left := until - time.monotonic()) > 0:
+            working = [ref for ref, running in self.busy.items() if running.batch]
+            ready, _ = self.ray.wait(working, num_returns=1, timeout=min(1.0, left))
+            for ref in ready:
+                self._receive(self.busy.pop(ref))
+            self.schedule.tick(self._in_flight(), len(self.busy) + len(self.idle))
+
     def close(self) -> None:
         for running in [*self.busy.values(), *self.idle]:
-            self.ray.kill(running.actor, no_restart=True)
+            with contextlib.suppress(self.ray.exceptions.RayError):  # it is gone already
+                self.ray.kill(running.actor, no_restart=True)
 
     def _in_flight(self) -> int:
         return sum(bool(running.batch) for running in self.busy.values())
@@ -376,6 +415,8 @@ class _Pool:
         self.idle.append(running)
 
     def _bury(self, running: _Running, error: Exception) -> None:
+        if stopping.requested():
+            return  # the signal may have reached it, too: no fault of a unit
         lost = bool(running.node) and running.node not in {n["NodeID"] for n in self.ray.nodes() if n["Alive"]}
         if not running.batch:
             self.bad_starts += not lost

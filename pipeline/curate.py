@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from configs import folders
+from configs import folders, stopping
 from configs.console import Terminal
 from configs.errors import EchoForgeError, MissingWeights
 from configs.paths import absolute_files
@@ -219,6 +219,7 @@ def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = Non
     units: dict[str, Unit] = {}
     with _no_collection():
         for source in sources:
+            stopping.check()
             there = None
             if store.is_remote(source.uri):
                 folder = source.uri.rpartition("/")[0]

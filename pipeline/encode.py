@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import scratch, strict, weights
+from configs import scratch, stopping, strict, weights
 from configs.devices import usable
 from configs.errors import EchoForgeError
 from curation.clipread import Clip, read_clip
@@ -94,6 +94,7 @@ def encode_group(
     rows: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for first in range(0, len(samples), cfg.batch):
+        stopping.check()
         batch = []
         for sample in samples[first : first + cfg.batch]:
             try:

@@ -14,6 +14,8 @@ rest::
 * A unit that raises, crashes its process or exceeds its time budget is retried once by itself, after the others;
   when it fails again it is put into quarantine with its cause, and the run goes on.
 * What is not a unit's fault stops the run with one sentence: missing weights, a full disk, failures in a row.
+* A requested stop (`configs.stopping`) begins nothing new. What is at work may end for `stopping.GRACE_S`; then its
+  processes are killed. What was committed counts; the stage's tables are made by a run that ends.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from configs import stopping
+from configs.disk import Refused
 from configs.errors import EchoForgeError, MissingWeights
 from configs.locks import LockLost
 from configs.redaction import redact
@@ -134,6 +138,7 @@ def run(
 
     Raises:
         EngineError: the run as a whole cannot go on; what was committed stays.
+        Stopped: a stop was requested; what was committed stays.
         MissingWeights: the worker needs a file that is not here.
         StoreError: results cannot be written.
     """
@@ -155,6 +160,8 @@ def run(
             from pipeline.cluster import run_on_ray
 
             run_on_ray(schedule, make_worker, ledger, share, cfg, ray_address)
+        done_now = outcome.before + outcome.done
+        stopping.check(f"{done_now} of {outcome.total} pieces of work are done and recorded, the result is as it was")
         ledger.merge(fewer_than=cfg.merge_parts)
     finally:
         outcome.seconds = time.monotonic() - started
@@ -165,7 +172,7 @@ def run(
 
 def _run_inline(schedule: Schedule, make_worker: Callable[[], Worker], ledger: Ledger) -> None:
     worker, code = make_worker(), code_version()
-    while batch := schedule.take(in_flight=0, workers=1):
+    while not stopping.requested() and (batch := schedule.take(in_flight=0, workers=1)):
         schedule.settle(batch, run_batch(worker, batch, ledger, code))
         schedule.tick(0, 1)
 
@@ -177,15 +184,22 @@ def run_batch(
     code: str,
     guard: Callable[[Unit], AbstractContextManager[Any]] = lambda _: contextlib.nullcontext(),
 ) -> Receipt:
-    """Run ``units`` one after the other and commit them together. ``guard`` watches over each."""
+    """Run ``units`` one after the other and commit them together. ``guard`` watches over each.
+
+    A requested stop leaves out those that had not ended: they are neither done nor failed.
+    """
     receipt, finished = Receipt(), []
     for unit in units:
         begin = time.monotonic()
         try:
+            stopping.check()
             with guard(unit):
                 result = worker.run(unit.payload)
-        except MissingWeights as error:
-            return Receipt(fatal=error)
+        except stopping.Stopped:
+            break
+        except (MissingWeights, Refused) as error:  # no fault of this unit
+            receipt.fatal = error
+            break
         except Exception as error:
             receipt.failed.append(Trouble(unit.id, _sentence(error), redact(traceback.format_exc(limit=-12))))
             continue
@@ -194,7 +208,7 @@ def run_batch(
         try:
             ledger.commit(finished, code)
         except (StoreError, LockLost) as error:
-            return Receipt(fatal=error)
+            return Receipt(fatal=receipt.fatal or error)
     receipt.done = [Done(f.unit.id, f.seconds, f.result.amount, dict(f.result.timings)) for f in finished]
     return receipt
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs import aliases, folders, scratch
+from configs import aliases, disk, folders, scratch, stopping
 from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
@@ -106,6 +106,7 @@ def add(
     if field not in TASK_OF and field != variant:
         raise EchoForgeError(f"field '{field}' cannot be added; known: {', '.join([*TASK_OF, variant])}.")
     dataset = dataset.rstrip("/")
+    folders.check_out_folder(dataset)
     with lease.locked(dataset, "dataset", "shards add", make=False):
         return _add(dataset, field, config, inline, ray_address, watcher)
 
@@ -258,7 +259,10 @@ def _split(dataset: str, out: str, splits: Sequence[str], buckets: Sequence[str]
 def _copy(copies: Sequence[tuple[str, str]], out: str) -> None:
     if store.exists(store.join(out, DATASET_FILE)):
         raise EchoForgeError(f"'{out}' holds a dataset already; give another --out.")
+    needed = sum(store.entry(source).size for source, _ in dict.fromkeys(copies) if store.exists(source))
+    disk.check_room(out, needed, "copying the tars")
     for source, target in dict.fromkeys(copies):
+        stopping.check()
         with store.local_copy(source) as path, store.writing(target) as copy:
             shutil.copyfile(path, copy)
 

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
+from configs import stopping
 from configs.errors import EchoForgeError
 from pipeline import store
 from pipeline.index_writer import scan
@@ -70,6 +71,7 @@ def verify(dataset: str) -> VerifyReport:
     wanted = _by_tar(rows, report)
     report.tars = len(wanted)
     for tar, samples in sorted(wanted.items()):
+        stopping.check()
         try:
             with store.local_copy(store.join(dataset, tar)) as path:
                 if not path.exists() and not path.is_symlink():

@@ -9,9 +9,7 @@ are to be gathered into RUN/negatives/<stage>/ (`train/` generates nothing). Cal
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from configs import folders, locks, strict
+from configs import disk, folders, locks, stopping, strict
 from configs.dataset_schema import DATASET_FILE
 from configs.errors import EchoForgeError
 from configs.weights import locate
@@ -74,7 +72,8 @@ def train(
     device: str | None = None,
     preset: str | None = None,
 ) -> TrainOutcome:
-    """Train through the stages, from the last committed checkpoint on.
+    """Train through the stages, from the last committed checkpoint on. A requested stop (`configs.stopping`) pauses the
+    run at the end of a step, with a checkpoint: all ranks at the same one.
 
     Args:
         resume: continue a run in ``out``; otherwise ``out`` must hold none.
@@ -89,6 +88,7 @@ def train(
     """
     folders.check_out(out, "run")
     with ExitStack() as stack:
+        stack.enter_context(stopping.listening())
         world = parallel.start(cfg.optim, device)
         stack.callback(parallel.stop)
         parallel.on_main(lambda: stack.enter_context(locks.locked(out, "run", "train")), "locking the run")
@@ -131,6 +131,7 @@ class _Run:
         self.state = State(network, _optimizer(network, cfg), EMA(network, cfg.ema), Progress())
         _seed_adam(self.state)
         self.about = self._about()
+        disk.check_room(out, self._checkpoint_bytes(), "the next checkpoint")
         if found is not None:
             checkpoint.load(found, self.state)
         out.mkdir(parents=True, exist_ok=True)
@@ -143,18 +144,13 @@ class _Run:
             model_cfg.transformer.text_len, model_cfg.transformer.variant != "base", cfg.loader.global_batch, self.tally,
         )  # fmt: skip
         self.validation = self._validation()
-        self._stop = threading.Event()
         self._base_loss: float | None = None
         self._pace, self._ended = self._new_pace(), 0.0  # of the stage; when its last step ended
 
     def __enter__(self) -> _Run:
-        if threading.current_thread() is threading.main_thread():
-            self._old = signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._old)
         self.loader.close()
 
     # ---- the walk -------------------------------------------------------------------------------------------------
@@ -163,6 +159,7 @@ class _Run:
         """Every stage that is left."""
         progress = self.state.progress
         if self._new:
+            stopping.check()
             if self.validation is not None:
                 self.log.say("measuring the held-out loss before the first step")
             self._validate("start")
@@ -223,7 +220,8 @@ class _Run:
         every = self.cfg.log.validate_every
         if every and step % every == 0 and step < stage.last:
             self._validate(stage.name, during=True)
-        if step < stage.last and (step >= until or self._stop.is_set()):
+        asked = parallel.any_of(stopping.requested() is not None)  # a launcher signals ranks one after the other
+        if step < stage.last and (step >= until or asked):
             raise _Pause
         if self.cfg.checkpoint.every and step % self.cfg.checkpoint.every == 0 and step < stage.last:
             self._commit(None)
@@ -329,7 +327,24 @@ class _Run:
 
     def _commit(self, pin: str | None) -> Path:
         parallel.on_main(lambda: locks.check(self.out), "committing a checkpoint")
-        return checkpoint.save(self.out, self.state, self.about, keep_last=self.cfg.checkpoint.keep_last, pin=pin)
+        try:
+            with disk.refused(self.out / f"step-{self.state.progress.step:06d}"):
+                return checkpoint.save(
+                    self.out, self.state, self.about, keep_last=self.cfg.checkpoint.keep_last, pin=pin
+                )
+        except disk.Refused:
+            if self.world.main:
+                checkpoint.clean(self.out)  # the half takes the room that the others need
+            raise
+
+    def _checkpoint_bytes(self) -> int:
+        """Of one checkpoint at the end of a stage: every tensor of the state, and the weights once more, raw and averaged.
+
+        It is written beside the one that it replaces. Checkpoints that are kept add up; they are not counted here.
+        """
+        tensors = self.state.tensors()
+        weights = sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith("model."))
+        return 2 * weights + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def _outcome(self, status: Status, stage: Stage | None, path: Path) -> TrainOutcome:
         return TrainOutcome(status, self.state.progress.step, stage.name if stage else None, path)

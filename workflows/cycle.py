@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from configs import reviews
+from configs import reviews, stopping
 from configs.folders import check_out
 from configs.locks import locked
 from configs.program import command
@@ -52,6 +52,8 @@ def run_cycle(
         max_steps: stop after so many steps in all; the same command continues.
         review: at a `negatives` stage stop until every gathered sample has been reviewed (or `negatives` decided).
 
+    A launcher such as torchrun gets an ordinary end when a stop was requested, so that it starts nothing again.
+
     Under torchrun ranks never start Ray: the run stops at a `negatives` stage and says which command gathers.
     """
     check_out(out, "run")
@@ -70,6 +72,10 @@ def _cycle(
             dataset, out, config.model, config.train, seed=config.seed, max_steps=max_steps, accept_flags=not review,
             preset=config.preset,
         )  # fmt: skip
+        if outcome.status == "paused":
+            stopping.check(f"{outcome.checkpoint.name} is committed")
+            if stopping.requested():  # a rank of a launcher: `check` lets it end as if nothing were
+                return CycleSummary(outcome, notes, "stopped as asked; the same command goes on from there")
         if outcome.status != "needs_negatives":
             return CycleSummary(outcome, notes, None)
         assert outcome.stage is not None

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 from rich.text import Text
 
-from configs import reviews
+from configs import reviews, stopping
 from configs.console import Terminal
 from configs.dataset_schema import INDEX_FILE
 from configs.errors import EchoForgeError
@@ -92,6 +92,7 @@ class _Clock:
 
     @contextmanager
     def __call__(self, what: str) -> Iterator[None]:
+        stopping.check()
         self.console.rule(Text(what, "bold"), align="left")
         started = time.monotonic()
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs import disk, stopping
 from configs.errors import EchoForgeError
 from curation.catalog import FPS
 from curation.clipwrite import write_video
@@ -239,10 +239,12 @@ def make(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EchoForgeError(f"the folder {out} cannot be made: {error}.") from error
-    rows = [make_one(out, spot, seed, cfg) for spot in plan(n, seed, cfg, faults)]
-    part = out / f".{NAME}.{os.getpid()}.part"
-    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), part)
-    part.replace(out / NAME)
+    rows = []
+    for spot in plan(n, seed, cfg, faults):
+        stopping.check()
+        rows.append(make_one(out, spot, seed, cfg))
+    with disk.replacing(out / NAME) as part:
+        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), part)
     return rows
 
 
@@ -259,6 +261,5 @@ def read_manifest(out_dir: str | Path) -> list[dict[str, Any]]:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    with disk.replacing(path) as part:
+        part.write_bytes(data)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from configs import stopping
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
 from curation.catalog import SAMPLES_PER_FRAME
@@ -119,6 +120,7 @@ def _train(
     fast_bf16 = torch.backends.cpu.get_cpu_capability() == "AVX512"
     losses = []
     for step in range(cfg.steps):
+        stopping.check()
         lips, sound = _batch(crops, mels, cfg, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16):
             seen, heard = net.embed_lips(lips), net.embed_sound(sound)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from configs import stopping
 from curation.clipread import read_clip
 from curation.puppets import Puppet
 from curation.sync.base import CropNeed
@@ -54,6 +55,7 @@ def usable(row: Mapping[str, Any]) -> bool:
 def catalog_clips(rows: Iterable[Mapping[str, Any]], need: CropNeed = CROP) -> Iterator[SyncClip]:
     """Read the clips of catalog rows that are :func:`usable` and have sound."""
     for row in filter(usable, rows):
+        stopping.check()
         start, end = int(row["start_frame"]), int(row["end_frame"])
         face, mouth = boxes_per_frame(row["tracks"][int(row["active_track"])], end - start)
         clip = read_clip(

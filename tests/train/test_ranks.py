@@ -340,3 +340,36 @@ def test_damage_that_one_rank_finds_ends_all_ranks_with_one_sentence(dataset: Pa
     printed = " ".join((done.stdout + done.stderr).split())
     assert done.returncode and "state/00001-model-0.safetensors" in printed and "copy it anew" in printed
     assert "train/checkpoint.py" not in printed, "a traceback that is not the launcher's"
+
+
+def _ranks(launcher: int) -> list[int]:
+    """Process ids of the ranks: children of torchrun that run our program."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return [int(pid) for pid in children if b"cli.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["one rank", "the launcher", "everybody"])
+def test_ranks_stop_together_and_the_run_goes_on(dataset: Path, alone: Path, tmp_path: Path, whom: str) -> None:
+    """SIGTERM while steps run: one checkpoint, an ordinary end that no launcher starts again, and the same losses."""
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command(dataset, run, 2), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    while process.poll() is None and not (run / METRICS_FILE).is_file():
+        time.sleep(0.002)
+    if whom == "one rank":
+        os.kill(_ranks(process.pid)[1], signal.SIGTERM)
+    elif whom == "the launcher":
+        process.send_signal(signal.SIGTERM)
+    else:  # as a batch system does
+        os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    found = checkpoint.latest(run)
+    assert found is not None and found.name < "step-000020", said
+    assert "terminate called" not in said and "gloo" not in said, said
+    if whom == "one rank":  # torchrun itself always fails when it was told to end
+        assert process.returncode == 0 and "the same command goes on" in " ".join(said.split()), said
+    train(dataset, run, 1)
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
