@@ -12,13 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 from commands import COMMANDS, ROOT
-from safetensors.torch import save_file
 
 from configs import disk
 from configs.errors import EchoForgeError
@@ -117,19 +112,37 @@ def test_every_command_ends_in_a_sentence_and_goes_on_with_room(which: str, outp
     check(attempts(outputs, tmp_path / "mount", which)[0])
 
 
+def limited(code: str, folder: Path) -> str:
+    """Run ``code`` where no file may grow above 64 KiB, which is what a full disk is to a library. What it printed."""
+    head = "import resource, torch, pyarrow as pa, pyarrow.parquet as pq, numpy as np; from configs import disk\n"
+    head += "from pathlib import Path; from safetensors.torch import save_file\n"
+    head += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)); numbers = np.random.default_rng(0).random(1 << 18)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + code], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_what_libraries_say_of_a_full_disk_is_understood(tmp_path: Path) -> None:
-    """/dev/full takes nothing, really."""
-    numbers = np.zeros(1 << 20)
-    for write in (
-        lambda: Path("/dev/full").write_bytes(numbers.tobytes()),
-        lambda: pq.write_table(pa.table({"x": numbers}), "/dev/full"),
-        lambda: save_file({"x": torch.zeros(1 << 20)}, "/dev/full"),
+    """Never of a device: safetensors and pyarrow replace or remove the file that they cannot write."""
+    said = limited(
+        "for write in (lambda p: p.write_bytes(numbers.tobytes()), lambda p: pq.write_table(pa.table({'x': numbers}), p),\n"
+        "              lambda p: save_file({'x': torch.from_numpy(numbers)}, p)):\n"
+        "    try:\n"
+        "        with disk.replacing('big') as part: write(part)\n"
+        "    except disk.Refused as error: print(error)\n",
+        tmp_path,
+    )
+    assert said.count("'big' could not be written: it would be larger than files may be here") == 3, said
+    assert not any(tmp_path.iterdir())
+    with (
+        pytest.raises(disk.Refused, match="no space is left; free some"),
+        disk.refused("big"),
+        Path("/dev/full").open("wb") as file,
     ):
-        with (
-            pytest.raises(disk.Refused, match=r"'big' could not be written: no space is left; free some"),
-            disk.refused("big"),
-        ):
-            write()
+        file.write(b"x" * 65536)
     with pytest.raises(ZeroDivisionError), disk.replacing(tmp_path / "new" / "file") as part:
         part.write_text("half")
         raise ZeroDivisionError
