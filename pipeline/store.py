@@ -311,16 +311,14 @@ def fill(path: Path, data: bytes) -> None:
     """Write a temporary file to the disk itself, so that only its rename is left to do.
 
     Raises:
-        StoreError: no space.
+        WriteRefused: no space, or no permission.
     """
     try:
         path.write_bytes(data)
         sync(path)
     except OSError as error:
-        if error.errno in retries.FULL:
-            raise StoreError(
-                f"writing below '{path.parent}' failed: no space is left; free some and run again."
-            ) from error
+        if why := disk.refusal(error):
+            raise WriteRefused(f"writing below '{path.parent}' failed: {why}.") from error
         raise
 
 
