@@ -108,7 +108,7 @@ def read_json(url: str, remedy: str, *, sealed: bool = False) -> dict[str, Any] 
         found = json.loads(data)
         if not isinstance(found, dict):
             raise ValueError("it holds no JSON object")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, RecursionError, OSError) as error:
         raise Damaged(f"'{url}' is damaged ({str(error).rstrip('.')}); {remedy}.") from error
