@@ -64,11 +64,11 @@ def raw_pass(root: Path, threads: int) -> tuple[float, int]:
             record = loader.index.record(batch.slots[0].row)
             wanted = loader._assembly[batch.bucket].wanted(record, 0, "")
             plan.append([ref for _, ref in wanted])
-    source, total = LocalSource(), 0
+    source, total = LocalSource(str(root)), 0
 
     def read(ref: Any) -> int:
         out = torch.empty(ref.shape, dtype=ref.dtype)
-        source.read_into(f"{root}/{ref.tar}", ref.offset, raw_bytes(out))
+        source.read_into(ref.tar, ref.offset, raw_bytes(out))
         return int(ref.length)
 
     begin = time.perf_counter()

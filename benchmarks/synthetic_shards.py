@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,7 @@ def write_dataset(
             stream = io.BytesIO()
             write_tar(
                 stream,
-                (
-                    ShardSample(i, sample_tensors(i, bucket, sizes), {"json": b"{}", "txt": b"a person talks"})
-                    for i in ids[first : first + per_tar]
-                ),
+                (ShardSample(i, sample_tensors(i, bucket, sizes), _files(i)) for i in ids[first : first + per_tar]),
             )
             path.write_bytes(stream.getbuffer())
             with path.open("rb") as file:
@@ -98,6 +96,10 @@ def write_dataset(
             row[name] = value
     pq.write_table(index_table(rows), root / INDEX_FILE)
     return rows
+
+
+def _files(sample_id: str) -> dict[str, bytes]:
+    return {"json": json.dumps({"sample_id": sample_id}).encode(), "txt": b"a person talks"}
 
 
 def _row(sample_id: str, bucket: str, split: str, sizes: Sizes, found: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ INDEX_FILE = "index.parquet"
 PROMPTS_FILE = "prompts.safetensors"
 DATASET_FILE = "dataset.json"
 CARD_FILE = "README.md"
+DIGESTS_FILE = "digests.json"
 SPLITS = ("train", "negatives", "val", "test")
 
 _TENSOR = pa.struct(
@@ -30,7 +31,15 @@ _TENSOR = pa.struct(
         ("xxh3", pa.string()),  # XXH3-64 of the same bytes, 16 hex digits: checked in training, ten times as fast
     ]
 )
-_MEMBER = pa.struct([("ext", pa.string()), ("tar", pa.string()), ("offset", pa.int64()), ("length", pa.int64())])
+_MEMBER = pa.struct(
+    [
+        ("ext", pa.string()),
+        ("tar", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("sha256", pa.string()),  # first 16 hex digits; null in datasets of earlier versions
+    ]
+)
 _AUDIO = pa.struct(
     [
         ("variant", pa.string()),

@@ -14,9 +14,11 @@ from markupsafe import Markup
 
 from configs.shown import one_line
 from curation.catalog import FPS
-from pipeline import store
+from pipeline.dataset import read_member
 
 SHEET_FILE = "samples.jpg"
+MOST_PIXELS = 2**25
+"""Of a first frame; a real one has the size of its bucket, at most 0.6 million."""
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -169,10 +171,13 @@ def contact_sheet(dataset: str, table: pa.Table) -> bytes:
     side, columns = 160, 8
     sheet = Image.new("RGB", (columns * side, -(-max(len(places), 1) // columns) * side), "white")
     for number, place in enumerate(places):
-        picture = Image.open(
-            io.BytesIO(store.read_range(store.join(dataset, place["tar"]), place["offset"], place["length"]))
-        )
-        picture.thumbnail((side - 4, side - 4))
+        try:
+            picture = Image.open(io.BytesIO(read_member(dataset, place)), formats=["JPEG"])
+            if picture.width * picture.height > MOST_PIXELS:
+                continue
+            picture.thumbnail((side - 4, side - 4))
+        except (OSError, ValueError, SyntaxError):  # a damaged picture leaves its place white; `shards verify` names it
+            continue
         corner = (
             number % columns * side + (side - picture.width) // 2,
             number // columns * side + (side - picture.height) // 2,

@@ -297,6 +297,8 @@ class Ledger:
             table = _read(part.url, ["unit", *(f"{name}.list.element.{column}" for column in keep)])
             if name not in table.schema.names:  # an older version wrote it, which knew none of these columns
                 table = _read(part.url, ["unit", name])
+            if name not in table.schema.names:  # nor the table
+                continue
             ids = table["unit"].to_pylist()
             mask = []
             for unit in ids:

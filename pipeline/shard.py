@@ -21,32 +21,37 @@ import pyarrow.compute as pc
 from safetensors.torch import save
 
 from configs import difference, disk, folders, strict
+from configs.dataset_files import FileDigest
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE, SCHEMA_VERSION
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from configs.shown import one_line
 from curation.catalog import FPS
 from model.config import ModelConfig
-from pipeline import card, engine, identity, lease, relocate, shard_plan, store, superseded, tables, texts
+from pipeline import card, dataset, engine, identity, lease, relocate, shard_plan, store, superseded, tables, texts
 from pipeline.config import EncodeConfig, PipelineConfig
+from pipeline.dataset import read_index, read_plans
 from pipeline.encode import Encoders, encode_group, load_encoders
-from pipeline.index_writer import index_table, scan
+from pipeline.index_writer import index_table
 from pipeline.ledger import Failure, Ledger, Result, Unit, code_version, mend, unit_id
 from pipeline.progress import say
-from pipeline.shards_stats import read_index, stats_of
+from pipeline.shards_stats import stats_of
 from pipeline.summary import made_with, standing
-from pipeline.tar_writer import write_tar
 
 FAILED = pa.schema(
     [("sample_id", pa.string()), ("video_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())]
 )
 ENCODED = pa.schema([field for field in INDEX if field.name != "reason"])
 """What the ledger holds of a sample; the reason is found when the index is written."""
-TABLES = {"samples": ENCODED, "failed": FAILED, "texts": texts.TEXTS}
+TABLES = {"samples": ENCODED, "failed": FAILED, "texts": texts.TEXTS, "tars": dataset.TARS}
+FIELDS = pa.schema([INDEX.field("sample_id"), INDEX.field("tensors"), INDEX.field("audio")])
+"""What `shards add` keeps of the samples that have a field."""
 _CLIP = re.compile(r'"clip_id": "([^"\\]*)"')
 _SOURCE = re.compile(r'"source_uri": ("(?:[^"\\]|\\.)*")')
 ENCODERS = ("codec", "text_encoder", "image_encoder", "audio_encoder")
 """Sections of the configuration that decide what the tensors hold."""
+CONTINUES = ("shard", "shards add")
+"""Commands that were perhaps interrupted while they replaced the index, and that `shard` finishes."""
 BUDGET_PER_SAMPLE_S = 120.0
 """A sample takes seconds; a unit that needs this long for each of its samples hangs."""
 
@@ -99,19 +104,17 @@ class ShardWorker:
         """``payload``: ``tar`` (relative) and ``texts``, or ``generation`` and ``samples``. The tar is there whole before
         this returns."""
         if "texts" in payload:
-            return Result({"texts": texts.encode_texts(self.out, payload["tar"], payload["texts"], self.encoders.text)})
+            return Result(texts.encode_texts(self.out, payload["tar"], payload["texts"], self.encoders.text))
         samples = [json.loads(text) for text in payload["samples"]]
         written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
+        tars = []
         if written:
-            with store.writing(store.join(self.out, payload["tar"])) as path:
-                with path.open("wb") as stream:
-                    write_tar(stream, written)
-                with path.open("rb") as stream:
-                    found = scan(stream, payload["tar"])
+            found, tar = dataset.save_tar(self.out, payload["tar"], written)
+            tars.append(tar)
             for row in rows:
                 row |= {"generation": payload["generation"], **found[row["sample_id"]]}
         seconds = sum(sample["F"] for sample in samples) / FPS
-        return Result({"samples": rows, "failed": failed}, amount=seconds)
+        return Result({"samples": rows, "failed": failed, "tars": tars}, amount=seconds)
 
 
 def shard(
@@ -193,10 +196,10 @@ def _shard(
     answered = set(held["video_id"].drop_null().to_pylist())
     compared = superseded.compare(plans.values(), planned, clips, answered)
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
-    table = join_fields(out, table)
+    table = join_fields(table, *read_fields(out).values())
     causes = _causes(failed, relocate.located(videos, catalog_dir), set(table["sample_id"].to_pylist()))
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
-    store.write_bytes(store.join(out, PROMPTS_FILE), prompts)
+    tars = dataset.tar_digests(ledger.read("tars", wanted=wanted))
     curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))
     facts = {
         "made_with": _made_with(config),
@@ -205,7 +208,7 @@ def _shard(
         "plans": list(plans),
         "curation": curated,
     }
-    return publish(out, table, config, facts, causes, encoded_now=outcome.done)
+    return publish(out, table, config, facts, causes, prompts=prompts, tars=tars, encoded_now=outcome.done)
 
 
 def _worker_with(encoders: Encoders, out: str, model: ModelConfig, cfg: EncodeConfig) -> ShardWorker:
@@ -280,8 +283,7 @@ def check_settings(out: str, config: Settings, parameters: dict[str, str] | None
     Raises:
         EchoForgeError: other settings; names the keys with both values, and the preset that made the dataset.
     """
-    url = store.join(out, DATASET_FILE)
-    saved = json.loads(store.read_bytes(url)) if store.exists(url) else {}
+    saved = dataset.read_description(out, unfinished=CONTINUES) if dataset.exists(out, DATASET_FILE) else {}
     before, now = saved.get("made_with"), _made_with(config)
     if before is None or saved.get("parameters") == parameters:
         return
@@ -309,7 +311,7 @@ def extend_plans(
         EchoForgeError: the dataset was made with other encoders or settings, or no clip fits any bucket.
     """
     plans = read_plans(out)
-    if not plans and store.exists(store.join(out, INDEX_FILE)):
+    if not plans and dataset.exists(out, INDEX_FILE):
         raise EchoForgeError(f"dataset '{out}' was merged or split from others: give another --out, then merge again.")
     for generation, plan in plans.items():
         made = json.loads((plan.schema.metadata or {}).get(b"parameters", b"{}"))
@@ -345,17 +347,9 @@ def extend_plans(
         sizes = {sample["bucket"]: _bytes(sample, encoders) for sample in new}
         plan = shard_plan.make_plan(new, group_of, split_of, cfg.shards, generation=generation, bytes_per_sample=sizes)
         plan = plan.replace_schema_metadata({"parameters": json.dumps(parameters)})
+        dataset.check_target(out, f"{generation}/plan.parquet")
         store.write_table(store.join(out, generation, "plan.parquet"), plan)
         plans[generation] = plan
-    return plans
-
-
-def read_plans(out: str) -> dict[str, pa.Table]:
-    """Generation → its plan (`shard_plan.PLAN`), in order."""
-    plans: dict[str, pa.Table] = {}
-    while store.exists(url := store.join(out, generation := f"gen-{len(plans):03d}", "plan.parquet")):
-        with store.parquet(url) as file:
-            plans[generation] = file.read()
     return plans
 
 
@@ -448,18 +442,22 @@ def merged(ledger: Ledger, wanted: set[str], plans: dict[str, pa.Table], encoder
     return index_table(rows), left
 
 
-def join_fields(out: str, index: pa.Table) -> pa.Table:
-    """Add the tensors that `shards add` put into side tars (``fields/*.parquet``) to the rows of the index."""
+def read_fields(out: str) -> dict[str, pa.Table]:
+    """What `shards add` put into side tars: name of the file in the dataset (``fields/*.parquet``) → its table."""
+    names = [f"fields/{part.name}" for part in store.listing(store.join(out, "fields"), ".parquet")]
+    return {name: dataset.read_table(out, name, FIELDS) for name in names}
+
+
+def join_fields(index: pa.Table, *fields: pa.Table) -> pa.Table:
+    """Add tensors of side tars (schema :data:`FIELDS`) to the rows of the index."""
     rows = index.to_pylist()
     by_id = {row["sample_id"]: row for row in rows}
-    for part in store.listing(store.join(out, "fields"), ".parquet"):
-        with store.parquet(part.url) as file:
-            for extra in file.read().to_pylist():
-                if row := by_id.get(extra["sample_id"]):
-                    names = {tensor["name"] for tensor in extra["tensors"]}
-                    row["tensors"] = [t for t in row["tensors"] if t["name"] not in names] + extra["tensors"]
-                    variants = {grid["variant"] for grid in extra["audio"]}
-                    row["audio"] = [g for g in row["audio"] if g["variant"] not in variants] + extra["audio"]
+    for extra in (extra for table in fields for extra in table.to_pylist()):
+        if row := by_id.get(extra["sample_id"]):
+            names = {tensor["name"] for tensor in extra["tensors"]}
+            row["tensors"] = [t for t in row["tensors"] if t["name"] not in names] + extra["tensors"]
+            variants = {grid["variant"] for grid in extra["audio"]}
+            row["audio"] = [g for g in row["audio"] or [] if g["variant"] not in variants] + extra["audio"]
     return index_table(rows)
 
 
@@ -469,10 +467,11 @@ def carried_over(index: pa.Table, out: str) -> pa.Table:
     The ledger knows them only as they were when a sample was encoded; what later runs, perhaps with other catalogs,
     found out about it is in the index.
     """
-    if not store.exists(store.join(out, INDEX_FILE)):
+    if not dataset.exists(out, INDEX_FILE):
         return index
     names = ["reason", *(name for name in shard_plan.CARRIED if name != "speaker")]
-    before = {row["sample_id"]: row for row in read_index(out).select(["sample_id", *names]).to_pylist()}
+    old = read_index(out, unfinished=CONTINUES)
+    before = {row["sample_id"]: row for row in old.select(["sample_id", *names]).to_pylist()}
     return _replaced(index, "sample_id", before, names)
 
 
@@ -503,6 +502,8 @@ def publish(
     facts: dict[str, Any],
     causes: list[str],
     *,
+    prompts: bytes,
+    tars: Mapping[str, FileDigest],
     encoded_now: int = 0,
 ) -> ShardSummary:
     """:func:`write_index`, and the summary of the run."""
@@ -514,7 +515,7 @@ def publish(
         "latents are the codec's posterior mean, normalised, bf16",
         "left_out": causes,
     }
-    totals = write_index(out, table, description)
+    totals = write_index(out, table, description, {PROMPTS_FILE: prompts}, tars, "shard")
     return ShardSummary(
         dataset=out,
         samples=table.num_rows,
@@ -528,13 +529,39 @@ def publish(
     )
 
 
-def write_index(out: str, table: pa.Table, description: dict[str, Any]) -> dict[str, Any]:
-    """Write `dataset.json`, the card and `index.parquet` (last: it never names what is not there). Returns totals."""
+def write_index(
+    out: str,
+    table: pa.Table,
+    description: dict[str, Any],
+    files: Mapping[str, bytes],
+    tars: Mapping[str, FileDigest],
+    command: str,
+) -> dict[str, Any]:
+    """Replace the small files of a dataset: `dataset.json`, the card, ``files`` and the index (`dataset.replace`).
+
+    Args:
+        description: content of `dataset.json` but for totals and versions.
+        files: others, by name.
+        tars: digests of tars that were made or copied now.
+        command: what continues this when it is interrupted.
+
+    Returns:
+        Totals.
+    """
     totals = stats_of(table)
     whole = {**description, "schema_version": SCHEMA_VERSION, "made_by": code_version(), "totals": totals}
     text = json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False)
-    store.write_bytes(store.join(out, DATASET_FILE), text.encode())
-    store.write_bytes(store.join(out, card.SHEET_FILE), card.contact_sheet(out, table))
-    store.write_bytes(store.join(out, CARD_FILE), card.dataset_card(table, whole).encode())
-    store.write_table(store.join(out, INDEX_FILE), table)
+    contents = {
+        **files,
+        DATASET_FILE: text.encode("utf-8", "backslashreplace"),  # a lone surrogate becomes its JSON escape
+        card.SHEET_FILE: card.contact_sheet(out, table),
+        CARD_FILE: card.dataset_card(table, whole).encode("utf-8", "backslashreplace"),
+        INDEX_FILE: dataset.table_bytes(table),
+    }
+    named = dataset.tars_of(table)
+    keep = [*named, *(f"{generation}/plan.parquet" for generation in description["plans"])]
+    keep += [f"fields/{part.name}" for part in store.listing(store.join(out, "fields"), ".parquet")]
+    keep += [PROMPTS_FILE]
+    known = {tar: digest for tar, digest in tars.items() if tar in named}
+    dataset.replace(out, contents, known, [name for name in keep if name not in contents], command)
     return totals

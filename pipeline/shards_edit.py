@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs import aliases, disk, folders, scratch, stopping
-from configs.dataset_schema import DATASET_FILE, INDEX, PROMPTS_FILE
+from configs.dataset_files import Damaged, FileDigest
+from configs.dataset_schema import DATASET_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from model.config import ModelConfig
 from pipeline import card, engine, identity, lease, store
+from pipeline import dataset as files
 from pipeline.config import EncodeConfig
+from pipeline.dataset import read_index, read_plans
 from pipeline.encode import encode_group, load_encoders
-from pipeline.index_writer import index_table, scan
+from pipeline.index_writer import index_table
 from pipeline.ledger import Ledger, Result, Unit, mend, unit_id
 from pipeline.progress import say
-from pipeline.shard import BUDGET_PER_SAMPLE_S, Settings, join_fields, read_plans, write_index
-from pipeline.shards_stats import read_index
-from pipeline.tar_writer import ShardSample, write_tar
+from pipeline.shard import BUDGET_PER_SAMPLE_S, FIELDS, Settings, join_fields, read_fields, write_index
+from pipeline.tar_writer import ShardSample
 
 Task = Literal["i2v", "flf2v", "lip_sync", "avatar_sync"]
 TASK_OF: dict[str, Task] = {
@@ -35,7 +36,10 @@ TASK_OF: dict[str, Task] = {
     "cond_i2v": "i2v",
     "cond_flf2v_last": "flf2v",
 }
-FIELDS = pa.schema([INDEX.field("sample_id"), INDEX.field("tensors"), INDEX.field("audio")])
+TABLES = {"fields": FIELDS, "tars": files.TARS}
+
+
+ADD, MERGE, SPLIT = "shards add", "shards merge", "shards split"
 
 
 class FieldWorker:
@@ -57,27 +61,23 @@ class FieldWorker:
             if cause == identity.GONE:  # the names are those of the dataset's plans: no catalog is asked
                 cause = "is not where it was when it was encoded; make it readable there (a link will do)"
             raise EchoForgeError(f"{failed[0]['source_uri']}: {cause}")
-        side = f"{payload['tar'].removesuffix('.tar')}.{self.field}.tar"
+        side = _side(payload["tar"], self.field)
         only = [ShardSample(s.sample_id, {self.field: s.tensors[self.field]}) for s in written]
-        with store.writing(store.join(self.dataset, side)) as path:
-            with path.open("wb") as stream:
-                write_tar(stream, only)
-            with path.open("rb") as stream:
-                found = scan(stream, side)
+        found, tar = files.save_tar(self.dataset, side, only)
         audio = {row["sample_id"]: row["audio"] if self.field.startswith("audio.") else [] for row in rows}
         entries = [
             {"sample_id": s.sample_id, "tensors": found[s.sample_id]["tensors"], "audio": audio[s.sample_id]}
             for s in only
         ]
-        return Result({"fields": entries})
+        return Result({"fields": entries, "tars": [tar]})
 
     def _readable(self, sample: dict[str, Any], mp4: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
         """The sample as it is while its source is there, as it was curated; else with its stored `.mp4` (the clip at
         bucket size)."""
         if mp4 is None or identity.intact(sample):
             return sample
-        copy = folder / f"{sample['sample_id']}.mp4"
-        copy.write_bytes(store.read_range(store.join(self.dataset, mp4["tar"]), mp4["offset"], mp4["length"]))
+        copy = folder / f"{unit_id(sample['sample_id'])}.mp4"  # an id in a plan may be any text
+        copy.write_bytes(files.read_member(self.dataset, mp4))
         return sample | {"source_uri": str(copy), "start_frame": 0, "crop": None, "offset_samples": 0, "stored": True}
 
 
@@ -100,7 +100,7 @@ def add(
         How many samples have the field now.
 
     Raises:
-        EchoForgeError: unknown field, a dataset without plans, or a source that cannot be read.
+        EchoForgeError: unknown field, a dataset without plans or damaged, or a source that cannot be read.
     """
     variant = f"audio.{config.model.audio_encoder.variant}"
     if field not in TASK_OF and field != variant:
@@ -115,7 +115,7 @@ def _add(
     dataset: str, field: str, config: Settings, inline: bool, ray_address: str | None, watcher: engine.Watcher | None
 ) -> int:
     """:func:`add` with the dataset locked."""
-    index, plans = read_index(dataset), read_plans(dataset)
+    index, plans = read_index(dataset, unfinished=[ADD]), read_plans(dataset)
     if not plans:
         raise EchoForgeError(f"'{dataset}' has no plan: it was merged or split; add the field before that.")
     tasks: tuple[Task, ...] = (
@@ -125,21 +125,41 @@ def _add(
     have = dict(zip(index["sample_id"].to_pylist(), index["generation"].to_pylist(), strict=True))
     units = _field_units(plans, have, field, _videos(index))
     encoder = config.model.codec if field in TASK_OF else config.model.audio_encoder
-    ledger = Ledger(store.join(dataset, "ledger", "add"), {"fields": FIELDS}, {"field": field, "encoder": str(encoder)})
+    files.check_target(dataset, "ledger/add/parts")
+    ledger = Ledger(store.join(dataset, "ledger", "add"), TABLES, {"field": field, "encoder": str(encoder)})
     mend(ledger.root, ledger.tables, say)
     worker = functools.partial(FieldWorker, absolute(dataset), field, absolute_files(config.model), cfg)
     execution = config.pipeline.execution
+    _mark_replaced(dataset, field, units, ledger)
     outcome = engine.run(
         units, worker, ledger, execution.shard, execution, inline=inline, ray_address=ray_address, watcher=watcher
     )
     if outcome.quarantined:
         raise EchoForgeError(f"'{field}' could not be added to {len(outcome.quarantined)} tars; the first: "
                              f"{outcome.quarantined[0].cause}")  # fmt: skip
-    parts = list(ledger.read("fields", wanted={unit.id for unit in units}))
-    table = pa.concat_tables(parts) if parts else FIELDS.empty_table()
-    store.write_table(store.join(dataset, "fields", f"{field}.parquet"), table)
-    _republish(dataset, join_fields(dataset, index))
+    wanted = {unit.id for unit in units}
+    parts = list(ledger.read("fields", wanted=wanted))
+    table = (pa.concat_tables(parts) if parts else FIELDS.empty_table()).sort_by("sample_id").combine_chunks()
+    name = f"fields/{field}.parquet"
+    joined = join_fields(index, *({**read_fields(dataset), name: table}).values())
+    description = _description(dataset, ADD)
+    tars = files.tar_digests(ledger.read("tars", wanted=wanted))
+    write_index(dataset, joined, description, {name: files.table_bytes(table)}, tars, ADD)
     return int(table.num_rows)
+
+
+def _side(tar: str, field: str) -> str:
+    """The tar that holds a field of the samples of ``tar``."""
+    return f"{tar.removesuffix('.tar')}.{field}.tar"
+
+
+def _mark_replaced(dataset: str, field: str, units: Sequence[Unit], ledger: Ledger) -> None:
+    """Tars that the index names are about to be written anew (by another encoder): until the index follows, nobody may
+    read them by it."""
+    digests, done = files.read_digests(dataset, unfinished=[ADD]), ledger.done()
+    sides = (_side(unit.payload["tar"], field) for unit in units if unit.id not in done)
+    if digests and any(side in digests.files for side in sides):
+        files.mark(dataset, ADD, digests)
 
 
 def _videos(index: pa.Table) -> dict[str, dict[str, Any]]:
@@ -197,9 +217,10 @@ def _merge(datasets: Sequence[str], out: str) -> int:
                 f"'{dataset}' and '{datasets[0]}' were made with other encoders ({', '.join(kinds)}) and cannot be merged; "
                 "shard one of them again with the other's preset."
             )
+    _check_free(out, MERGE)
     rows: dict[str, dict[str, Any]] = {}
     splits: dict[str, str] = {}
-    copies: list[tuple[str, str]] = []
+    copies: dict[str, tuple[str, str]] = {}  # tar in ``out`` → (dataset, tar there)
     number = 0
     for dataset in datasets:
         renamed: dict[str, str] = {}  # generation of this dataset → of the new one
@@ -211,17 +232,18 @@ def _merge(datasets: Sequence[str], out: str) -> int:
                 )
             if row["sample_id"] in rows:
                 continue
-            for item in [*row["members"], *row["tensors"]]:
-                if (old := _generation(item["tar"])) not in renamed:
+            for old in [*(_generation(item["tar"]) for item in [*row["members"], *row["tensors"]]), row["generation"]]:
+                if old not in renamed:
                     renamed[old] = f"gen-{number:03d}"
                     number += 1
-                copies.append((store.join(dataset, item["tar"]), store.join(out, _moved(item["tar"], renamed))))
+            for item in [*row["members"], *row["tensors"]]:
+                copies[_moved(item["tar"], renamed)] = dataset, item["tar"]
             rows[row["sample_id"]] = _moved_row(row, renamed)
-    _copy(copies, out)
-    store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(datasets[0], PROMPTS_FILE)))
+    prompts = files.read_prompts(datasets[0])
+    tars = _copy(copies, out)
     description = {**descriptions[0], "parts": list(map(_base, datasets)), "plans": []}
     description["curation"] = card.together([d.get("curation") for d in descriptions])
-    write_index(out, index_table(list(rows.values())), description)
+    write_index(out, index_table(list(rows.values())), description, {PROMPTS_FILE: prompts}, tars, MERGE)
     return len(rows)
 
 
@@ -248,23 +270,32 @@ def _split(dataset: str, out: str, splits: Sequence[str], buckets: Sequence[str]
             f"its {name}s: {', '.join(sorted(set(whole[name].to_pylist())))}" for name in ("split", "bucket")
         )
         raise EchoForgeError(f"'{dataset}' has no sample with {asked}; {there}.")
-    tars = {item["tar"] for row in table.to_pylist() for item in [*row["members"], *row["tensors"]]}
-    _copy([(store.join(dataset, tar), store.join(out, tar)) for tar in sorted(tars)], out)
-    store.write_bytes(store.join(out, PROMPTS_FILE), store.read_bytes(store.join(dataset, PROMPTS_FILE)))
+    _check_free(out, SPLIT)
     description = {**_description(dataset), "parts": [_base(dataset)], "plans": []}
-    write_index(out, table, description)
+    prompts = files.read_prompts(dataset)
+    tars = _copy({tar: (dataset, tar) for tar in files.tars_of(table)}, out)
+    write_index(out, table, description, {PROMPTS_FILE: prompts}, tars, SPLIT)
     return int(table.num_rows)
 
 
-def _copy(copies: Sequence[tuple[str, str]], out: str) -> None:
-    if store.exists(store.join(out, DATASET_FILE)):
+def _check_free(out: str, command: str) -> None:
+    """Raise unless ``out`` holds no dataset, or one that ``command`` was interrupted in."""
+    digests = files.read_digests(out, unfinished=[command])
+    if files.exists(out, DATASET_FILE) and not (digests and digests.unfinished):
         raise EchoForgeError(f"'{out}' holds a dataset already; give another --out.")
-    needed = sum(store.entry(source).size for source, _ in dict.fromkeys(copies) if store.exists(source))
-    disk.check_room(out, needed, "copying the tars")
-    for source, target in dict.fromkeys(copies):
+
+
+def _copy(copies: Mapping[str, tuple[str, str]], out: str) -> dict[str, FileDigest]:
+    """Copy tars, each checked on the way; ``copies``: tar in ``out`` → (dataset, tar there). Returns their digests."""
+    known = {dataset: files.read_digests(dataset) for dataset in {dataset for dataset, _ in copies.values()}}
+    there = (store.join(dataset, tar) for dataset, tar in set(copies.values()))
+    disk.check_room(out, sum(store.entry(url).size for url in there if store.exists(url)), "copying the tars")
+    made = {}
+    for target, (dataset, tar) in copies.items():
         stopping.check()
-        with store.local_copy(source) as path, store.writing(target) as copy:
-            shutil.copyfile(path, copy)
+        digests = known[dataset]
+        made[target] = files.copy_tar(dataset, tar, out, target, digests.files.get(tar) if digests else None)
+    return made
 
 
 def _generation(tar: str) -> str:
@@ -286,12 +317,10 @@ def _base(dataset: str) -> str:
     return store.name_of(dataset.rstrip("/"))
 
 
-def _description(dataset: str) -> dict[str, Any]:
+def _description(dataset: str, *unfinished: str) -> dict[str, Any]:
     """``dataset.json``; its settings with the names of today."""
-    read_index(dataset)
-    description: dict[str, Any] = json.loads(store.read_bytes(store.join(dataset, DATASET_FILE)))
-    return description | {"settings": aliases.modernise(description.get("settings") or {})}
-
-
-def _republish(dataset: str, table: pa.Table) -> None:
-    write_index(dataset, table, _description(dataset))
+    description = files.read_description(dataset, unfinished=unfinished)
+    if not description.get("encoders"):
+        raise Damaged(dataset, DATASET_FILE, "it does not say which encoders made the dataset")
+    settings = aliases.modernise(description.get("settings") or {})
+    return description | {"plans": description.get("plans") or [], "settings": settings}

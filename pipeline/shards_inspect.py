@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from configs import folders
 from configs.errors import EchoForgeError
+from configs.shown import one_line
 from curation.clipwrite import write_video
 from model import conditions, masks
 from model.codecs import load_codec
 from model.config import ModelConfig
 from pipeline import store
-from pipeline.shards_stats import read_index
+from pipeline.dataset import read_index, read_member
 
 COLUMNS = 6
 """Frames shown in a row of the picture."""
@@ -44,13 +46,37 @@ def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspe
     Rows of the picture: decoded video, decoded I2V and lip-sync conditions, face (green) and mouth (red) boxes.
 
     Raises:
-        EchoForgeError: no such sample (the start of an id is enough, if only one has it).
+        EchoForgeError: no such sample (the start of an id is enough, if only one has it), or it cannot be decoded.
     """
     row = _find(dataset, sample_id)
     folders.check_out_folder(out)
-    files = read_members(dataset, row)
-    tensors = load_safetensors(files["safetensors"])
+    files = {member["ext"]: read_member(dataset, member) for member in row["members"]}
     codec = load_codec(model.codec)
+    facts = {key: row[key] for key in ("sample_id", "clip_id", "video_id", "bucket", "split", "tier", "verdict")}
+    try:
+        rows = _pictures(load_safetensors(files["safetensors"]), codec)
+        sound = _sound(files)
+        facts |= {"caption": files["txt"].decode(), "source": json.loads(files["json"]).get("source_uri")}
+    except _UNREADABLE as error:
+        raise EchoForgeError(
+            f"sample {row['sample_id']} of '{dataset}' cannot be decoded ({type(error).__name__}: {one_line(error)}); "
+            "`shards verify` says what is damaged."
+        ) from error
+    facts |= {t["name"]: f"{t['dtype']} {t['shape']}" for t in row["tensors"]}
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    video, picture = folder / f"{row['sample_id']}.mp4", folder / f"{row['sample_id']}.png"
+    write_video(video, rows[0], sound)
+    store.write_bytes(str(picture), _png(rows))
+    return Inspection(video, picture, facts)
+
+
+_UNREADABLE = (SafetensorError, KeyError, ValueError, TypeError, IndexError, AttributeError, RuntimeError)
+"""What decoding raises when a sample holds something else than `shard` writes (RecursionError is a RuntimeError)."""
+
+
+def _pictures(tensors: dict[str, torch.Tensor], codec: Any) -> list[np.ndarray]:
+    """What the rows of the picture show, uint8 [F, H, W, 3] each; the decoded video first."""
     latents = tensors["latents"].float()
     frames = _decode(codec, latents)
     rows = [frames]
@@ -61,24 +87,7 @@ def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspe
         )
     if "cond_lip" in tensors:
         rows.append(_decode(codec, tensors["cond_lip"].float()))
-    rows.append(_with_boxes(frames, tensors))
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    video, picture = folder / f"{row['sample_id']}.mp4", folder / f"{row['sample_id']}.png"
-    write_video(video, frames, _sound(files))
-    store.write_bytes(str(picture), _png(rows))
-    facts = {key: row[key] for key in ("sample_id", "clip_id", "video_id", "bucket", "split", "tier", "verdict")}
-    facts |= {"caption": files["txt"].decode(), "source": json.loads(files["json"]).get("source_uri")}
-    facts |= {t["name"]: f"{t['dtype']} {t['shape']}" for t in row["tensors"]}
-    return Inspection(video, picture, facts)
-
-
-def read_members(dataset: str, row: dict[str, Any]) -> dict[str, bytes]:
-    """The members of one sample as bytes by extension."""
-    files = {}
-    for member in row["members"]:
-        files[member["ext"]] = store.read_range(store.join(dataset, member["tar"]), member["offset"], member["length"])
-    return files
+    return [*rows, _with_boxes(frames, tensors)]
 
 
 def _find(dataset: str, sample_id: str) -> dict[str, Any]:

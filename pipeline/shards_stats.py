@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 
-from configs import folders
-from configs.dataset_schema import INDEX, INDEX_FILE, as_index
-from configs.errors import EchoForgeError
+from configs.dataset_schema import INDEX
 from curation.catalog import FPS
-from pipeline import store
+from pipeline.dataset import read_index
 
 SCORES = tuple(f.name for f in INDEX if pa.types.is_floating(f.type))
-
-
-def read_index(dataset: str) -> pa.Table:
-    """The index of a dataset.
-
-    Raises:
-        EchoForgeError: there is none, or it is of another version.
-    """
-    url = store.join(dataset, INDEX_FILE)
-    if not store.exists(url):
-        what = folders.found(dataset, "dataset")
-        raise EchoForgeError(f"'{dataset}' holds no {INDEX_FILE}: {what}; `shard` makes a dataset.")
-    with store.parquet(url) as file:
-        table = file.read()
-    return as_index(table, dataset)
 
 
 def stats(dataset: str) -> dict[str, Any]:
@@ -97,7 +81,7 @@ def _field(name: str) -> str:
 
 
 def _histogram(values: list[float | None], bins: int = 8) -> dict[str, Any]:
-    known = sorted(v for v in values if v is not None)
+    known = sorted(v for v in values if v is not None and math.isfinite(v))
     if not known:
         return {"measured": 0}
     low, high = known[0], known[-1]

@@ -197,6 +197,24 @@ def folders(url: str) -> list[str]:
     return [join(url, name) for name in sorted(found)]
 
 
+def names_below(url: str, skip: tuple[str, ...] = ()) -> list[str]:
+    """Paths (``a/b``) of everything below a folder that is no folder, sorted; links are named and not followed.
+
+    Args:
+        skip: folders directly in it that are left out.
+    """
+    if is_remote(url):
+        fs, path = filesystem(url)
+        found = retrying(lambda: fs.find(path), f"listing '{url}'")
+        names = [name[len(path.rstrip("/")) + 1 :] for name in found]
+    else:
+        names = []
+        for folder, below, here in os.walk(local(url)):
+            links = [name for name in below if (Path(folder) / name).is_symlink()]
+            names += [(Path(folder) / name).relative_to(local(url)).as_posix() for name in [*here, *links]]
+    return sorted(name for name in names if name.partition("/")[0] not in skip)
+
+
 def entry(url: str) -> Entry:
     """Size and tag of one file as they are now, without reading it.
 

@@ -18,10 +18,9 @@ import torch
 
 from configs.dataset_schema import INDEX
 from model.encoders import TextEncoder
-from pipeline import store
-from pipeline.index_writer import scan
+from pipeline.dataset import save_tar
 from pipeline.ledger import Unit, unit_id
-from pipeline.tar_writer import ShardSample, write_tar
+from pipeline.tar_writer import ShardSample
 
 TEXTS = pa.schema([("key", pa.string()), ("tensor", INDEX.field("tensors").type.value_type)])
 FOLDER = "texts"
@@ -64,8 +63,8 @@ def captions(sample: str) -> list[str]:
     return list(json.loads(sample)["captions"])
 
 
-def encode_texts(out: str, tar: str, texts: Sequence[str], encoder: TextEncoder) -> list[dict[str, Any]]:
-    """Encode ``texts`` in batches and write their tar; returns the rows of :data:`TEXTS`."""
+def encode_texts(out: str, tar: str, texts: Sequence[str], encoder: TextEncoder) -> dict[str, list[dict[str, Any]]]:
+    """Encode ``texts`` in batches and write their tar; returns the rows of :data:`TEXTS` and of `dataset.TARS`."""
     keys = [text_key(text, encoder.digest) for text in texts]
     rows: list[torch.Tensor] = []
     with torch.inference_mode():
@@ -75,12 +74,8 @@ def encode_texts(out: str, tar: str, texts: Sequence[str], encoder: TextEncoder)
         ShardSample(key, {"text": row.to(torch.bfloat16).cpu()}, {"txt": text.encode()})
         for key, text, row in zip(keys, texts, rows, strict=True)
     )
-    with store.writing(store.join(out, tar)) as path:
-        with path.open("wb") as stream:
-            write_tar(stream, samples)
-        with path.open("rb") as stream:
-            found = scan(stream, tar)
-    return [{"key": key, "tensor": found[key]["tensors"][0]} for key in keys]
+    found, written = save_tar(out, tar, samples)
+    return {"texts": [{"key": key, "tensor": found[key]["tensors"][0]} for key in keys], "tars": [written]}
 
 
 def join_texts(

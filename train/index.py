@@ -6,22 +6,22 @@ a new threshold selects other rows of the same files.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
-from configs import folders
-from configs.dataset_schema import INDEX, INDEX_FILE, SPLITS, SUPERSEDED, as_index
+from configs import dataset_files, members
+from configs.dataset_schema import DATASET_FILE, INDEX, SPLITS, SUPERSEDED
 from configs.errors import EchoForgeError
 from train.config import KeepConfig
 from train.remote import read_file
@@ -144,7 +144,7 @@ def open_index(dataset: str | Path, *, split: str, keep: KeepConfig) -> SampleIn
     root = str(dataset).rstrip("/")
     if split not in SPLITS:
         raise EchoForgeError(f"split '{split}' is unknown; a dataset has {', '.join(SPLITS)}.")
-    table = _read_index(root)
+    table = dataset_files.read_index(fetcher(root), root)
     table = table.filter(pc.equal(table.column("split"), split))
     present = table.num_rows
     table = table.filter(keep_mask(table, keep)) if present else table
@@ -186,45 +186,69 @@ def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:
     return pc.fill_null(mask, False)
 
 
-def _read_index(root: str) -> pa.Table:
+def read_description(root: str) -> dict[str, Any] | None:
+    """`dataset.json`; None where there is none.
+
+    Raises:
+        EchoForgeError: it is damaged.
+    """
     try:
-        remote = "://" in root
-        file = pa.BufferReader(read_file(f"{root}/{INDEX_FILE}")) if remote else Path(root) / INDEX_FILE
-        table = pq.ParquetFile(file).read()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        what = folders.found(root, "dataset")
-        raise EchoForgeError(f"'{root}' holds no {INDEX_FILE}: {what}; `shard` makes a dataset.") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise EchoForgeError(f"the index of '{root}' cannot be read ({error}); run `shard` again.") from error
-    return as_index(table, root)
+        data = dataset_files.read_checked(fetcher(root), root, DATASET_FILE)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise dataset_files.Damaged(root, DATASET_FILE, str(error)) from error
+    return dataset_files.parse_description(data, root)
+
+
+def fetcher(root: str) -> dataset_files.Fetch:
+    """Reads small files of a dataset whole, from a local folder or a URL."""
+    return functools.partial(_fetch_remote if "://" in root else _fetch_local, root)
+
+
+def _fetch_local(root: str, name: str, most: int) -> bytes:
+    return members.read(root, name, most=most)
+
+
+def _fetch_remote(root: str, name: str, most: int) -> bytes:
+    data = read_file(f"{root}/{members.relative(name)}")
+    if len(data) > most:
+        raise members.BadMember(f"'{name}' has more than {most} bytes.")
+    return data
 
 
 def _record(row: dict[str, Any]) -> SampleRecord:
-    sample = row["sample_id"]
+    sample = str(row["sample_id"])
     tensors: dict[str, TensorRef] = {}
-    for item in row["tensors"] or []:
-        ref = _tensor_ref(item, sample)
-        tensors[ref.name] = ref
-    grids = {
-        item["variant"]: AudioGrid(item["tokens_per_frame"], item["frame0"], item["valid_from"], item["valid_to"])
-        for item in row["audio"] or []
-    }
-    return SampleRecord(sample, row["bucket"], row["F"], row["H"], row["W"], row["n_captions"] or 0, grids, tensors)
+    try:
+        for item in row["tensors"] or []:
+            ref = _tensor_ref(item, sample)
+            tensors[ref.name] = ref
+        grids = {
+            item["variant"]: AudioGrid(
+                float(item["tokens_per_frame"]), int(item["frame0"]), int(item["valid_from"]), int(item["valid_to"])
+            )
+            for item in row["audio"] or []
+        }
+        frames, height, width = int(row["F"]), int(row["H"]), int(row["W"])
+    except (TypeError, ValueError) as error:  # null where a number or a text must be; NaN
+        raise BadSample(sample, f": its row in the index is incomplete ({error}).") from error
+    latents = tensors.get("latents")
+    if latents and latents.shape[1:] != (1 + (frames - 1) // 4, height // 8, width // 8):
+        raise BadSample(sample, f": its latents are {list(latents.shape)}, its video {width}x{height}x{frames}.")
+    return SampleRecord(sample, row["bucket"], frames, height, width, row["n_captions"] or 0, grids, tensors)
 
 
 def _tensor_ref(item: dict[str, Any], sample: str) -> TensorRef:
-    name, where = item["name"], f", tensor '{item['name']}'"
-    path = PurePosixPath(item["tar"] or "/")
-    if path.is_absolute() or ".." in path.parts or "://" in str(path) or "\\" in str(path):
-        raise BadSample(sample, f"{where}: the tar '{item['tar']}' lies outside the dataset.")
+    where = f", tensor '{item['name']}'"
+    try:
+        tar = dataset_files.check_tar(item["tar"])
+    except members.BadMember as error:
+        raise BadSample(sample, f"{where}: {error}") from error
     dtype = DTYPES.get(item["dtype"])
     if dtype is None:
         raise BadSample(sample, f"{where}: dtype {item['dtype']!r} is not one a shard may hold.")
-    shape = tuple(item["shape"] or ())
-    if min(shape, default=0) < 0 or item["offset"] < 0 or math.prod(shape) * dtype.itemsize != item["length"]:
-        raise BadSample(
-            sample, f"{where}: {item['length']} bytes at {item['offset']} cannot hold {list(shape)} {item['dtype']}."
-        )
-    return TensorRef(
-        name, str(path), item["offset"], item["length"], dtype, shape, item["sha256"] or "", item["xxh3"] or ""
-    )
+    shape, offset, length = tuple(item["shape"] or ()), int(item["offset"]), int(item["length"])
+    if min(shape, default=0) < 0 or offset < 0 or math.prod(shape) * dtype.itemsize != length:
+        raise BadSample(sample, f"{where}: {length} bytes at {offset} cannot hold {list(shape)} {item['dtype']}.")
+    return TensorRef(str(item["name"]), tar, offset, length, dtype, shape, item["sha256"] or "", item["xxh3"] or "")

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import Tensor
 from torch.nn import functional as F
 
+from configs import dataset_files
 from configs.dataset_schema import PROMPTS_FILE
 from configs.errors import EchoForgeError
 from model import conditions, masks
@@ -19,7 +20,7 @@ from model.audio_windows import neighbourhoods
 from train import draws
 from train.assembly import Batch
 from train.config import TasksConfig
-from train.remote import read_file
+from train.index import fetcher
 
 _BOX_TASKS = {"lip_sync": "mouth_boxes", "avatar_sync": "face_boxes"}
 
@@ -78,15 +79,15 @@ def read_prompts(dataset: str | Path) -> dict[str, Tensor]:
     """Embeddings of the null and the negative prompts, [L, D] fp32, from a local folder or a URL.
 
     Raises:
-        EchoForgeError: the dataset has none.
+        EchoForgeError: the dataset has none, or it is not what was written.
     """
-    root = str(dataset)
+    root = str(dataset).rstrip("/")
     try:
-        remote = "://" in root
-        data = read_file(f"{root.rstrip('/')}/{PROMPTS_FILE}") if remote else (Path(root) / PROMPTS_FILE).read_bytes()
-        return {name: tensor.float() for name, tensor in load(data).items()}
-    except (OSError, ValueError) as error:
+        data = dataset_files.read_checked(fetcher(root), root, PROMPTS_FILE)
+    except OSError as error:
         raise EchoForgeError(f"{dataset} has no readable {PROMPTS_FILE}; is it a dataset made by `shard`?") from error
+    dataset_files.check_prompts(data, root)
+    return {name: tensor.float() for name, tensor in load(data).items()}
 
 
 def keep_of(seed: int, step: int, place: int, cfg: TasksConfig) -> Keep:

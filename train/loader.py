@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import EchoForgeError
+from configs.members import BadMember
 from train.assembly import Assembly, Batch
 from train.config import LoaderConfig
 from train.index import BadSample, SampleIndex, SampleRecord, TensorRef, open_index
@@ -251,9 +252,11 @@ class Loader(Iterator[Batch]):
         for _, ref in self._assembly[record.bucket].wanted(record, use[1], use[2]):
             if ref.tar not in self._sizes:
                 try:
-                    self._sizes[ref.tar] = self._source.size(f"{self.index.root}/{ref.tar}")
+                    self._sizes[ref.tar] = self._source.size(ref.tar)
                 except OSError as error:
                     raise BadSample(record.sample_id, f": {ref.tar}: {error.strerror or error}.") from error
+                except BadMember as error:
+                    raise BadSample(record.sample_id, f": {error}") from error
             if ref.offset + ref.length > self._sizes[ref.tar]:
                 raise BadSample(record.sample_id, f", tensor '{ref.name}': {ref.tar} ends before the tensor does.")
 
@@ -282,7 +285,7 @@ class Loader(Iterator[Batch]):
             ) from error
 
     def _read(self, ref: TensorRef, out: Tensor, sample: str) -> None:
-        read_tensor(self._source, self.index.root, ref, out, sample=sample, digest=self.cfg.check_digests)
+        read_tensor(self._source, ref, out, sample=sample, digest=self.cfg.check_digests)
         floats = ref.dtype.is_floating_point and not ref.name.endswith("_boxes")  # a box that is absent is NaN
         if self.cfg.check_finite and floats and not bool(torch.isfinite(out).all()):
             raise BadSample(sample, f", tensor '{ref.name}' ({ref.tar}) holds NaN or infinite values.")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from configs import reviews
+from configs import members, reviews
 from configs.dataset_schema import NEGATIVES, SPLITS
 from configs.errors import EchoForgeError
 from configs.shown import one_line
@@ -89,13 +89,13 @@ def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) ->
 def _negative(row: dict[str, Any], judgement: reviews.Judgement, where: Path) -> Negative:
     if empty := next((name for name in ("sample_id", "task", "latents_path") if not row[name]), None):
         raise EchoForgeError(f"negative {row['negative_id']} of {where} has no {empty}; {_AGAIN}.")
-    path = where / row["latents_path"]
+    name = one_line(row["latents_path"])[:200]
     try:
-        there = path.resolve().is_relative_to(where.resolve()) and path.is_file()
-    except (ValueError, OSError):  # a name that no file can have
-        there = False
+        path = members.check(where, row["latents_path"])
+        there = path.exists()
+    except members.BadMember as error:
+        raise EchoForgeError(f"negative {row['negative_id']} has no latents at {name} ({error}); {_AGAIN}.") from error
     if not there:
-        name = one_line(row["latents_path"])[:200]
         raise EchoForgeError(f"negative {row['negative_id']} has no latents at {name}; {_AGAIN}.")
     source = row["audio_source"] or row["sample_id"]
     issue = judgement.issue or "other"

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from train.files import open_regular
+from configs import members
 from train.index import BadSample, TensorRef
 from train.remote import asked
 
@@ -29,28 +27,28 @@ except ImportError:
 
 
 class Source(Protocol):
-    """Reads a byte range of a file into memory; safe to call from many threads."""
+    """Reads byte ranges of a dataset's members into memory; safe to call from many threads."""
 
-    def read_into(self, path: str, offset: int, out: memoryview) -> None:
-        """Fill ``out`` from ``path[offset:]``. Raises OSError (also when the file ends early)."""
+    def read_into(self, member: str, offset: int, out: memoryview) -> None:
+        """Fill ``out`` from ``member[offset:]``. Raises OSError (also when it ends early) or BadMember."""
 
-    def size(self, path: str) -> int:
-        """Bytes of the file. Raises OSError when there is none, or when it is not a regular file."""
+    def size(self, member: str) -> int:
+        """Bytes of the member. Raises OSError when there is none, BadMember when it is not a regular file."""
 
     def close(self) -> None:
         """Let go of open files."""
 
 
 class LocalSource:
-    """`preadv` on a bounded set of open files. A link or a device in place of a tar is refused."""
+    """`preadv` on a bounded set of open members of ``root`` (`configs.members`: no links, no devices)."""
 
-    def __init__(self, max_open: int = 128):
-        self._max_open = max_open
+    def __init__(self, root: str, max_open: int = 128):
+        self._root, self._max_open = root, max_open
         self._files: OrderedDict[str, _SharedFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read_into(self, path: str, offset: int, out: memoryview) -> None:
-        file = self._acquire(path)
+    def read_into(self, member: str, offset: int, out: memoryview) -> None:
+        file = self._acquire(member)
         try:
             done = 0
             while done < len(out):
@@ -61,21 +59,22 @@ class LocalSource:
         finally:
             self._release(file)
 
-    def size(self, path: str) -> int:
-        status = Path(path).lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("it is not a regular file")
-        return status.st_size
+    def size(self, member: str) -> int:
+        file = self._acquire(member)
+        try:
+            return os.fstat(file.fd).st_size
+        finally:
+            self._release(file)
 
-    def _acquire(self, path: str) -> _SharedFile:
+    def _acquire(self, member: str) -> _SharedFile:
         with self._lock:
-            file = self._files.get(path)
+            file = self._files.get(member)
             if file is None:
-                file = self._files[path] = _SharedFile(open_regular(path))
+                file = self._files[member] = _SharedFile(members.open_descriptor(self._root, member))
                 if len(self._files) > self._max_open:
                     _, oldest = self._files.popitem(last=False)
                     oldest.retire()
-            self._files.move_to_end(path)
+            self._files.move_to_end(member)
             file.users += 1
             return file
 
@@ -118,29 +117,36 @@ class RemoteSource:
         import fsspec
 
         self._fs: Any = fsspec.core.url_to_fs(root)[0]
+        self._root = root
 
-    def read_into(self, path: str, offset: int, out: memoryview) -> None:
+    def read_into(self, member: str, offset: int, out: memoryview) -> None:
+        url = self._url(member)
+
         def read() -> bytes:
-            data = bytes(self._fs.cat_file(path, start=offset, end=offset + len(out)))
+            data = bytes(self._fs.cat_file(url, start=offset, end=offset + len(out)))
             if len(data) != len(out):
                 raise OSError(f"{len(data)} bytes came instead of {len(out)}")
             return data
 
-        out[:] = asked(read, path)
+        out[:] = asked(read, url)
 
-    def size(self, path: str) -> int:
-        return asked(lambda: int(self._fs.size(path)), path)
+    def size(self, member: str) -> int:
+        url = self._url(member)
+        return asked(lambda: int(self._fs.size(url)), url)
 
     def close(self) -> None:
         return None
 
+    def _url(self, member: str) -> str:
+        return f"{self._root}/{members.relative(member)}"
+
 
 def open_source(root: str) -> Source:
     """The source that fits the dataset's root: a local folder, or a URL that fsspec knows."""
-    return RemoteSource(root) if "://" in root else LocalSource()
+    return RemoteSource(root) if "://" in root else LocalSource(root)
 
 
-def read_tensor(source: Source, root: str, ref: TensorRef, out: torch.Tensor, *, sample: str, digest: bool) -> None:
+def read_tensor(source: Source, ref: TensorRef, out: torch.Tensor, *, sample: str, digest: bool) -> None:
     """Read ``ref`` into ``out``, a contiguous CPU tensor of exactly its dtype and shape.
 
     Raises:
@@ -151,11 +157,13 @@ def read_tensor(source: Source, root: str, ref: TensorRef, out: torch.Tensor, *,
         raise BadSample(sample, f"{where}: {list(ref.shape)} {ref.dtype} do not fit {list(out.shape)} {out.dtype}.")
     view = raw_bytes(out)
     try:
-        source.read_into(f"{root}/{ref.tar}", ref.offset, view)
+        source.read_into(ref.tar, ref.offset, view)
     except FileNotFoundError as error:
         raise BadSample(sample, f"{where}: there is no such file.") from error
     except OSError as error:
         raise BadSample(sample, f"{where}: {error.strerror or error}.") from error
+    except members.BadMember as error:
+        raise BadSample(sample, f"{where}: {error}") from error
     if digest and (kind := _differs(view, ref)):
         raise BadSample(sample, f"{where}: the bytes are not those that were written ({kind} differs).")
 

@@ -8,11 +8,10 @@ are to be gathered into RUN/negatives/<stage>/ (`train/` generates nothing). Cal
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any, Literal
 import torch
 
 from configs import disk, folders, locks, stopping, strict
-from configs.dataset_schema import DATASET_FILE
 from configs.errors import EchoForgeError
 from configs.weights import locate
 from model import attention
@@ -32,7 +30,7 @@ from train import checkpoint, draws, inputs, negatives, parallel, reference, sta
 from train.checkpoint import Progress, State
 from train.config import TrainConfig
 from train.ema import EMA
-from train.index import SampleIndex, open_index
+from train.index import SampleIndex, open_index, read_description
 from train.loader import Loader
 from train.log import Log, Pace, Tally
 from train.loop import Loop, StepReport
@@ -383,7 +381,8 @@ class _Run:
 
 
 def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig) -> None:
-    """Raise EchoForgeError when the stored features have other widths than the network takes."""
+    """Raise EchoForgeError when the stored features have other widths than the network takes, or `dataset.json` is damaged."""
+    made_by = _made_by(index.root)
     net = model_cfg.transformer
     wanted = {"text.0": ("text_dim", net.text_dim), "image": ("image_dim", net.image_dim)}
     if net.variant != "base":
@@ -394,17 +393,15 @@ def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig)
             stored = layout[name][1][-1] if name in layout else width
             if stored != width:
                 raise EchoForgeError(
-                    f"dataset '{index.root}'{_made_by(index.root)} holds {name.partition('.')[0]} features of width {stored}, "
+                    f"dataset '{index.root}'{made_by} holds {name.partition('.')[0]} features of width {stored}, "
                     f"transformer.{key} is {width}: train with the preset that made it, or shard again with this one."
                 )
 
 
 def _made_by(dataset: str) -> str:
     """``, made with preset 'x',`` where a local dataset says so."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        about = json.loads((Path(dataset) / DATASET_FILE).read_text("utf-8"))
-        return f", made with preset '{about['made_with']['preset']}',"
-    return ""
+    made = (read_description(dataset) or {}).get("made_with")
+    return f", made with preset '{made['preset']}'," if made else ""
 
 
 class _EarlyEnd(Exception):

@@ -20,7 +20,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from configs import dataset_files
 from configs.errors import EchoForgeError
+from configs.members import BadMember
 from train.config import KeepConfig
 from train.index import SampleIndex, open_index
 from train.reader import Source, open_source, read_tensor
@@ -33,11 +35,11 @@ def stream(
 ) -> Iterator[dict[str, Any]]:
     """Samples of ``split`` one by one, once: ``sample_id``, ``tensors`` (name → tensor), ``meta``, ``caption``.
 
-    Tars are shuffled by ``seed``, then samples in a buffer of ``shuffle``. A sample that cannot be decoded is named in
-    the log and left out.
+    Tars are shuffled by ``seed``, then samples in a buffer of ``shuffle``. A tar that is missing or no file of the
+    dataset, and a sample that cannot be decoded, is named in the log and left out.
 
     Raises:
-        EchoForgeError: no such dataset, or webdataset is not installed.
+        EchoForgeError: no such dataset, none of its tars can be read, or webdataset is not installed.
     """
     os.environ["WDS_SECURE"] = "1"  # read when webdataset is first imported
     try:
@@ -47,11 +49,13 @@ def stream(
     wds.utils.enforce_security = True
     index = open_index(dataset, split=split, keep=keep or KeepConfig())
     wanted = set(index.table.column("sample_id").to_pylist())
-    tars = sorted({member["tar"] for row in index.table.column("members").to_pylist() for member in row})
-    urls = [f"{index.root}/{tar}" for tar in tars]
-    rows = {sample: row for row, sample in enumerate(index.table.column("sample_id").to_pylist())}
+    tars = sorted({str(member["tar"]) for row in index.table.column("members").to_pylist() for member in row or []})
     elsewhere = open_source(index.root)
-    source = wds.WebDataset(urls, shardshuffle=len(urls), seed=seed, handler=wds.warn_and_continue)
+    urls = [f"{index.root}/{tar}" for tar in tars if _inside(elsewhere, tar)]
+    if not urls:
+        raise EchoForgeError(f"no tar of '{index.root}' can be read; `shards verify` says why.")
+    rows = {sample: row for row, sample in enumerate(index.table.column("sample_id").to_pylist())}
+    source = wds.WebDataset(urls, shardshuffle=len(urls), seed=seed, handler=wds.warn_and_continue, empty_check=False)
     for item in source.shuffle(shuffle, seed=seed) if shuffle else source:
         if item["__key__"] in wanted:
             try:
@@ -65,6 +69,16 @@ def stream(
                 log.warning("skipping a bad sample: %s: %s", item["__key__"], error)
 
 
+def _inside(source: Source, tar: str) -> bool:
+    """Whether ``tar`` is a regular file of the dataset: webdataset opens whatever it is given, commands included."""
+    try:
+        source.size(dataset_files.check_tar(tar))
+    except (BadMember, OSError) as error:
+        log.warning("skipping a tar: %s", error)
+        return False
+    return True
+
+
 def _side(source: Source, index: SampleIndex, row: int) -> dict[str, Tensor]:
     """The tensors of a sample that lie in other tars than its own: captions, and fields added later."""
     record = index.record(row)
@@ -73,5 +87,5 @@ def _side(source: Source, index: SampleIndex, row: int) -> dict[str, Tensor]:
     for name, ref in record.tensors.items():
         if ref.tar not in own:
             found[name] = torch.empty(ref.shape, dtype=ref.dtype)
-            read_tensor(source, index.root, ref, found[name], sample=record.sample_id, digest=True)
+            read_tensor(source, ref, found[name], sample=record.sample_id, digest=True)
     return found

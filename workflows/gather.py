@@ -31,6 +31,7 @@ from curation import samples as judge
 from curation.clipwrite import write_video
 from model.codecs import load_codec
 from model.sampler import SamplerInputs, sample
+from pipeline import dataset as dataset_files
 from pipeline import engine, lease, store
 from pipeline.ledger import Ledger, Result, Unit, mend, unit_id
 from pipeline.progress import Progress, say
@@ -284,10 +285,13 @@ def _captions(index: Any, ids: tuple[str, ...]) -> dict[str, str]:
     rows = {row["sample_id"]: row for row in index.table.select(["sample_id", "members"]).to_pylist()}
     found = {}
     for name in ids:
-        member = next(m for m in rows[name]["members"] if m["ext"] == "txt")
-        with store.local_copy(store.join(index.root, member["tar"])) as path, path.open("rb") as file:
-            file.seek(member["offset"])
-            found[name] = file.read(member["length"]).decode()
+        member = next((m for m in rows[name]["members"] or [] if m["ext"] == "txt"), None)
+        if member is None:
+            raise EchoForgeError(f"sample {name} of '{index.root}' has no caption; run `shards verify` on the dataset.")
+        try:
+            found[name] = dataset_files.read_member(index.root, member).decode()
+        except UnicodeDecodeError as error:
+            raise EchoForgeError(f"the caption of sample {name} of '{index.root}' is not UTF-8 text.") from error
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,11 @@ def test_a_checkpoint_of_an_older_version_is_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_a_dataset_of_an_older_version_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "dataset.json").write_text('{"totals": {}, "settings": {"read": {"batch": 3}}}')
-    monkeypatch.setattr(shards_edit, "read_index", lambda dataset: None)
-    assert shards_edit._description(str(tmp_path)) == {"totals": {}, "settings": {"loader": {"global_batch": 3}}}
+def test_a_dataset_of_an_older_version_is_understood(tmp_path: Path) -> None:
+    encoders = {"codec": {"name": "x", "digest": "d"}}
+    (tmp_path / "dataset.json").write_text(json.dumps({"encoders": encoders, "settings": {"read": {"batch": 3}}}))
+    found = shards_edit._description(str(tmp_path))
+    assert found == {"encoders": encoders, "plans": [], "settings": {"loader": {"global_batch": 3}}}
 
 
 def test_new_names_exist() -> None:

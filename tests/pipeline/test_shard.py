@@ -25,16 +25,17 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from configs import schema
-from configs.dataset_schema import CARD_FILE, DATASET_FILE, INDEX_FILE, PROMPTS_FILE
+from configs.dataset_schema import CARD_FILE, DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from curation import catalog, puppets
 from curation.clipread import read_clip
 from model import conditions, masks
 from pipeline import identity, shards_edit, store
+from pipeline.dataset import read_index
 from pipeline.encode import load_encoders
 from pipeline.relocate import relocate
 from pipeline.shard import shard
-from pipeline.shards_stats import described, read_index, stats
+from pipeline.shards_stats import described, stats
 from pipeline.shards_verify import verify
 from train.config import KeepConfig
 from train.index import open_index
@@ -355,6 +356,7 @@ def test_a_store_that_fails_for_a_moment_loses_no_sample(
 
 def test_an_index_of_an_earlier_version_is_read_and_one_without_scores_is_not(world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "dataset", tmp_path / "d")
+    (tmp_path / "d" / DIGESTS_FILE).unlink()  # earlier versions wrote none
     index = pq.read_table(tmp_path / "d" / INDEX_FILE)
     pq.write_table(index.drop_columns("reason"), tmp_path / "d" / INDEX_FILE)
     assert read_index(str(tmp_path / "d"))["reason"].null_count == index.num_rows

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xxhash
+from safetensors.torch import save
 
 from benchmarks.synthetic_shards import Sizes, sample_tensors, write_dataset
 from configs.dataset_schema import INDEX_FILE
@@ -205,7 +206,7 @@ def test_streaming_reads_the_same_samples_and_runs_no_pickle(dataset: Path, tmp_
 
 def describe(root: Path, digest: str = "d") -> Path:
     (root / "dataset.json").write_text(json.dumps({"encoders": {"codec": {"name": "x", "digest": digest}}}))
-    (root / "prompts.safetensors").write_bytes(b"")
+    (root / "prompts.safetensors").write_bytes(save({"null": torch.zeros(1, 64)}))
     return root
 
 

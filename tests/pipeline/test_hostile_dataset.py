@@ -1,0 +1,328 @@
+"""A dataset from a stranger: its index, links and devices lead nobody out of the folder, and no claim costs memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import save
+
+from benchmarks.synthetic_shards import write_dataset
+from configs import schema
+from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE
+from configs.errors import EchoForgeError
+from pipeline import shards_edit
+from pipeline.shards_inspect import inspect
+from pipeline.shards_stats import stats
+from pipeline.shards_verify import verify
+from train.config import KeepConfig, LoaderConfig
+from train.index import open_index
+from train.inputs import read_prompts
+from train.loader import Loader
+from train.streaming import stream
+from workflows.gather import _captions
+
+CONFIG = schema.load("tiny")
+BUCKET = "64x64x9"
+
+
+def make(root: Path, split: str = "train") -> Path:
+    root.mkdir()
+    write_dataset(root, {BUCKET: 2}, per_tar=2, split=split)
+    encoders = {"codec": {"name": "x", "digest": "d"}}
+    (root / DATASET_FILE).write_text(json.dumps({"encoders": encoders}))
+    (root / PROMPTS_FILE).write_bytes(save({"null": torch.zeros(1, 64)}))
+    return root
+
+
+# ------------------------------------------------------------------------------------------------ readers
+
+
+def load_all(root: Path, out: Path) -> None:
+    cfg = LoaderConfig(KeepConfig(), 2, "whisper", "any", 1, 0, True, True, "stop", 0)
+    with Loader(root, cfg, seed=0, once=True) as loader:
+        list(loader)
+
+
+def stream_all(root: Path, out: Path) -> None:
+    if len(list(stream(root))) < 2:
+        raise EchoForgeError("a sample was left out and named in the log.")
+
+
+def captions(root: Path, out: Path) -> None:
+    index = open_index(root, split="train", keep=KeepConfig())
+    _captions(index, tuple(index.sample_ids([0, 1])))
+
+
+def look(root: Path, out: Path) -> None:
+    first = pq.read_table(root / INDEX_FILE, columns=["bucket"]).num_rows and _ids(root)[0]
+    inspect(str(root), first, str(out), CONFIG.model)
+
+
+def part(root: Path, out: Path) -> None:
+    shards_edit.split(str(root), str(out))
+
+
+def join(root: Path, out: Path) -> None:
+    other = make(root.parent / "other", "val")
+    shards_edit.merge([str(root), str(other)], str(out))
+
+
+def check(root: Path, out: Path) -> None:
+    report = verify(str(root))
+    if not report.ok:
+        raise EchoForgeError(str(report.problems[0]))
+
+
+def figures(root: Path, out: Path) -> None:
+    stats(str(root))
+
+
+READERS = {f.__name__: f for f in (load_all, stream_all, captions, look, part, join, check)}
+
+
+def _ids(root: Path) -> list[str]:
+    ids: list[str] = pq.read_table(root / INDEX_FILE, columns=["sample_id"])["sample_id"].to_pylist()
+    return ids
+
+
+# ------------------------------------------------------------------------------------------------ names and what they lead to
+
+
+def renamed(root: Path, name: str | None) -> None:
+    """The index says ``name`` for every tar."""
+
+    def change(row: dict[str, Any]) -> None:
+        for item in [*row["tensors"], *row["members"]]:
+            item["tar"] = name
+
+    edit(root, change)
+
+
+def edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    rows = pq.read_table(root / INDEX_FILE).to_pylist()
+    for row in rows:
+        change(row)
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), root / INDEX_FILE)
+
+
+def the_tar(root: Path) -> Path:
+    return next(root.rglob("*.tar"))
+
+
+def outside(root: Path) -> Path:
+    """The tar, moved out of the dataset."""
+    target = root.parent / "outside.tar"
+    return the_tar(root).rename(target)
+
+
+def link_in_the_middle(root: Path) -> None:
+    (root / "gen-000").rename(root.parent / "gen")
+    (root / "gen-000").symlink_to(root.parent / "gen")
+
+
+def link_to(root: Path, target: str) -> None:
+    tar = the_tar(root)
+    tar.rename(root.parent / "outside.tar")
+    tar.symlink_to(target)
+
+
+def in_place(root: Path, make_it: Callable[[Path], object]) -> None:
+    tar = the_tar(root)
+    tar.unlink()
+    make_it(tar)
+
+
+def not_utf8(root: Path) -> None:
+    """The bytes of a name in the file are replaced: Parquet stores what it is told to be text."""
+    rows = pq.read_table(root / INDEX_FILE)
+    pq.write_table(rows, root / INDEX_FILE, compression="none", use_dictionary=False)
+    data = (root / INDEX_FILE).read_bytes()
+    (root / INDEX_FILE).write_bytes(data.replace(b"gen-000/64x64x9/shard", b"gen-\xff\xfe0/64x64x9/shard"))
+
+
+NAMES: dict[str, Callable[[Path], object]] = {
+    "parent": lambda root: (outside(root), renamed(root, "../outside.tar")),
+    "parent inside": lambda root: (outside(root), renamed(root, f"gen-000/{BUCKET}/../../../outside.tar")),
+    "absolute": lambda root: renamed(root, str(outside(root))),
+    "url": lambda root: renamed(root, f"file://{outside(root)}"),
+    "chain": lambda root: renamed(root, f"x.tar::file://{outside(root)}"),
+    "command": lambda root: renamed(root, "pipe:cat /etc/passwd.tar"),
+    "drive": lambda root: renamed(root, r"C:\x.tar"),
+    "backslash": lambda root: renamed(root, r"..\outside.tar"),
+    "NUL": lambda root: renamed(root, "gen-000/a\x00b.tar"),
+    "too long": lambda root: renamed(root, f"gen-000/{'a' * 300}.tar"),
+    "much too long": lambda root: renamed(root, "a/" * 4000 + "b.tar"),
+    "empty": lambda root: renamed(root, ""),
+    "the folder": lambda root: renamed(root, "."),
+    "missing": lambda root: the_tar(root).unlink(),
+    "another file": lambda root: renamed(root, INDEX_FILE),
+    "not UTF-8": not_utf8,
+    "null": lambda root: renamed(root, None),
+    "link in the middle": link_in_the_middle,
+    "link as tar": lambda root: link_to(root, str(root.parent / "outside.tar")),
+    "link to a device": lambda root: link_to(root, "/dev/zero"),
+    "pipe": lambda root: in_place(root, os.mkfifo),
+    "directory": lambda root: in_place(root, Path.mkdir),
+}  # fmt: skip
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS.keys())
+@pytest.mark.parametrize("damage", NAMES.values(), ids=NAMES.keys())
+def test_no_name_leads_out_of_the_dataset(
+    damage: Callable[[Path], object], reader: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    root, out = make(tmp_path / "dataset"), tmp_path / "out"
+    damage(root)
+    with pytest.raises(EchoForgeError) as error:
+        reader(root, out)
+    assert "\x00" not in str(error.value) and len(str(error.value)) < 100_000
+    left = [path for path in out.rglob("*") if path.is_file()] if out.exists() else []
+    assert not [path for path in left if path.suffix in (".tar", ".mp4") or path.name == INDEX_FILE]
+
+
+# ------------------------------------------------------------------------------------------------ claims
+
+
+def member(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda row: [item.update(values) for item in row["members"]] and None
+
+
+def tensor(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda row: row["tensors"][0].update(values)
+
+
+CLAIMS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a huge member": member(length=10**15),
+    "a member at minus one": member(offset=-1),
+    "a member past 64 bits": member(offset=2**62, length=2**62),
+    "a huge tensor": tensor(length=2**50, shape=[2**24, 2**24, 4], dtype="U8"),
+    "a tensor at minus eight": tensor(offset=-8),
+    "a tensor over another": tensor(offset=0),
+    "a shape with nothing": tensor(shape=None),
+    "a length with nothing": tensor(length=None),
+    "no tensors": lambda row: row.update(tensors=None),
+    "a huge picture": lambda row: row.update(H=2**31 - 1, W=2**31 - 1),
+    "a video of negative length": lambda row: row.update(F=-5),
+    "an id that is a path": lambda row: row.update(sample_id=f"../{row['sample_id']}"),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS.keys())
+def test_no_claim_of_the_index_is_believed(claim: Callable[[dict[str, Any]], object], tmp_path: Path) -> None:
+    """Every reader ends in a result or in one sentence; nothing is written outside; verify finds each."""
+    root = make(tmp_path / "dataset")
+    edit(root, claim)  # type: ignore[arg-type]
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    refused = set()
+    for name, reader in {**READERS, "figures": figures}.items():
+        try:
+            reader(root, tmp_path / "out" / name)
+        except EchoForgeError as error:
+            refused.add(name)
+            assert "\n" not in str(error)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+    assert {"check"} <= refused and refused & {"load_all", "captions", "look"}
+    assert before == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_caption_number_beyond_all_captions_is_a_bad_sample(tmp_path: Path) -> None:
+    root = make(tmp_path / "dataset")
+    edit(root, lambda row: row.update(n_captions=2**31 - 1))
+    with pytest.raises(EchoForgeError, match="text"):
+        load_all(root, tmp_path)
+
+
+def test_a_table_that_unpacks_to_more_than_it_can_mean_is_refused(tmp_path: Path) -> None:
+    root = make(tmp_path / "dataset")
+    rows = pq.read_table(root / INDEX_FILE).slice(0, 1).to_pylist()
+    rows[0]["text_lens"] = [0] * 1_000_000
+    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), root / INDEX_FILE)
+    assert (root / INDEX_FILE).stat().st_size < 100_000
+    with pytest.raises(EchoForgeError, match="claims"):
+        stats(str(root))
+
+
+# ------------------------------------------------------------------------------------------------ small files
+
+
+def write(name: str, data: bytes | str) -> Callable[[Path], object]:
+    return lambda root: (root / name).write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def instead(name: str, make_it: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda root: ((root / name).unlink(), make_it(root / name))
+
+
+def header(text: str, more: bytes = b"") -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode() + more
+
+
+SMALL: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "index: nothing": (INDEX_FILE, write(INDEX_FILE, b"")),
+    "index: garbage": (INDEX_FILE, write(INDEX_FILE, b"PAR1" + bytes(1000) + b"PAR1")),
+    "index: cut": (INDEX_FILE, lambda root: os.truncate(root / INDEX_FILE, 3000)),
+    "index: a pipe": (INDEX_FILE, instead(INDEX_FILE, os.mkfifo)),
+    "index: a device": (INDEX_FILE, instead(INDEX_FILE, lambda path: path.symlink_to("/dev/zero"))),
+    "index: a folder": (INDEX_FILE, instead(INDEX_FILE, Path.mkdir)),
+    "index: other types": (
+        INDEX_FILE,
+        lambda root: pq.write_table(pa.table({name: [1] for name in INDEX.names}), root / INDEX_FILE),
+    ),
+    "json: nothing": (DATASET_FILE, write(DATASET_FILE, "")),
+    "json: a list": (DATASET_FILE, write(DATASET_FILE, "[]")),
+    "json: deep": (DATASET_FILE, write(DATASET_FILE, "[" * 200_000)),
+    "json: other types": (DATASET_FILE, write(DATASET_FILE, '{"encoders": {"codec": 5}}')),
+    "json: a number for a table": (DATASET_FILE, write(DATASET_FILE, '{"encoders": {}, "settings": 1e400}')),
+    "json: not UTF-8": (DATASET_FILE, write(DATASET_FILE, b'{"encoders": {"\xff": 1}}')),
+    "json: a device": (DATASET_FILE, instead(DATASET_FILE, lambda path: path.symlink_to("/dev/zero"))),
+    "prompts: nothing": (PROMPTS_FILE, write(PROMPTS_FILE, b"")),
+    "prompts: huge header": (PROMPTS_FILE, write(PROMPTS_FILE, (2**62).to_bytes(8, "little") + b"{}")),
+    "prompts: a pickle": (PROMPTS_FILE, write(PROMPTS_FILE, b"\x80\x04\x95" + bytes(100))),
+    "prompts: huge tensor": (
+        PROMPTS_FILE,
+        write(
+            PROMPTS_FILE, header('{"null":{"dtype":"F32","shape":[1099511627776,64],"data_offsets":[0,4]}}', bytes(4))
+        ),
+    ),
+    "prompts: no null": (PROMPTS_FILE, write(PROMPTS_FILE, save({"other": torch.zeros(1, 64)}))),
+    "prompts: other shape": (PROMPTS_FILE, write(PROMPTS_FILE, save({"null": torch.zeros(64)}))),
+    "prompts: a pipe": (PROMPTS_FILE, instead(PROMPTS_FILE, os.mkfifo)),
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("name", "damage"), SMALL.values(), ids=SMALL.keys())
+def test_a_damaged_small_file_is_one_sentence_with_its_name(
+    name: str, damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    root = make(tmp_path / "dataset")
+    damage(root)
+    readers: list[Callable[[Path, Path], Any]] = [part, join, check]
+    readers += {INDEX_FILE: [load_all, figures], PROMPTS_FILE: [lambda root, out: read_prompts(root)]}.get(name, [])
+    for reader in readers:
+        with pytest.raises(EchoForgeError) as error:
+            reader(root, tmp_path / "out")
+        message = str(error.value)
+        assert name in message and "\n" not in message and len(message) < 1000
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+
+
+def test_the_secret_was_worth_hiding(tmp_path: Path) -> None:
+    """What the names above lead to is a tar that would be read: an honest dataset passes every reader."""
+    root = make(tmp_path / "dataset")
+    for name, reader in READERS.items():
+        reader(root, tmp_path / name)
+    assert tarfile.is_tarfile(outside(root))
