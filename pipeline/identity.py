@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configs.errors import EchoForgeError
+from configs.paths import is_remote
 from curation import catalog
 from pipeline import store
 
@@ -68,6 +69,8 @@ def check(row: Mapping[str, Any]) -> None:
 
 
 def _same(uri: str, size: int | None, tag: str | None, video: str) -> bool:
+    if not is_remote(uri) and store.local(uri).exists() and not store.local(uri).is_file():
+        raise OSError("it is not a regular file")  # a device has no end, a pipe no beginning
     there = store.entry(uri)
     if size is not None and there.size and there.size != size:  # 0: a server that does not say
         return False

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 
-from configs import reviews
+from configs import members, reviews
 from configs.dataset_schema import ISSUES
 from curation.review import tables
 
@@ -48,7 +48,7 @@ def data(folder: Path, title: str) -> dict[str, Any]:
             "task": row["task"],
             "prompt": row["prompt"],
             "seed": row["seed"],
-            "video": row["video_path"],
+            "video": _inside(row["video_path"]),
             "strip": "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"] or b"").decode(),
             "flags": [flag | {"severity": _finite(flag["severity"])} for flag in row["flags"] or []],
             "scores": {p["name"]: _finite(p["value"]) for p in row["scores"] or []},
@@ -60,6 +60,14 @@ def data(folder: Path, title: str) -> dict[str, Any]:
     ]
     items.sort(key=lambda item: -max((f["severity"] or 0.0 for f in item["flags"]), default=-1.0))
     return {"title": title, "issues": list(ISSUES), "items": items}
+
+
+def _inside(place: str | None) -> str | None:
+    """``place`` where it names a file of the folder: a browser would ask for any other address, too."""
+    try:
+        return members.relative(place)
+    except members.BadMember:
+        return None
 
 
 def as_json(found: dict[str, Any]) -> str:

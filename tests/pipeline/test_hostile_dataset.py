@@ -18,12 +18,15 @@ from safetensors.torch import save
 
 from benchmarks.synthetic_shards import write_dataset
 from configs import schema
-from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, PROMPTS_FILE
+from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, NEGATIVES, PROMPTS_FILE
 from configs.errors import EchoForgeError
-from pipeline import shards_edit
+from configs.reviews import Judgement
+from curation.review import page
+from pipeline import identity, shards_edit
 from pipeline.shards_inspect import inspect
 from pipeline.shards_stats import stats
 from pipeline.shards_verify import verify
+from train import negatives
 from train.config import KeepConfig, LoaderConfig
 from train.index import open_index
 from train.inputs import read_prompts
@@ -326,3 +329,21 @@ def test_the_secret_was_worth_hiding(tmp_path: Path) -> None:
     for name, reader in READERS.items():
         reader(root, tmp_path / name)
     assert tarfile.is_tarfile(outside(root))
+
+
+@pytest.mark.parametrize("name", ["../x.mp4", "/etc/passwd", "http://127.0.0.1/x", "a\x00b", "videos/../../x"])
+def test_a_table_of_negatives_names_nothing_outside(name: str, tmp_path: Path) -> None:
+    table = pa.Table.from_pylist([{"negative_id": "n", "video_path": name, "flags": []}], schema=NEGATIVES)
+    pq.write_table(table, tmp_path / "samples.parquet")
+    assert [item["video"] for item in page.data(tmp_path, "title")["items"]] == [None]
+    row = {"negative_id": "n", "latents_path": name, "audio_source": "a", "sample_id": "s", "task": "i2v"}
+    with pytest.raises(EchoForgeError, match="outside"):
+        negatives._negative(row, Judgement("negative", "blur", None), tmp_path)
+
+
+@pytest.mark.timeout(30)
+def test_a_source_that_never_ends_is_not_hashed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("/dev/zero", str(tmp_path / "pipe")):
+        with pytest.raises(identity.WrongSource, match="not a regular file"):
+            identity.check({"source_uri": place, "video_id": "0" * 16})
