@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from configs import dataset_files, members
 from configs.dataset_files import Damaged, Digests, FileDigest
-from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, PROMPTS_FILE
+from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import is_remote
 from pipeline import shard_plan, store
@@ -97,6 +97,8 @@ def read_small(dataset: str, name: str, *, unfinished: Collection[str] = ()) -> 
     try:
         return dataset_files.read_checked(fetcher(dataset), dataset, name, unfinished=unfinished)
     except FileNotFoundError as error:
+        if not exists(dataset, INDEX_FILE):
+            read_index(dataset)  # says what is there instead of a dataset
         raise Damaged(dataset, name, "it is not there") from error
     except OSError as error:
         raise Damaged(dataset, name, str(error)) from error
