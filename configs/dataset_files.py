@@ -1,6 +1,6 @@
 """What the small files of a dataset must be before anyone believes them: whole, of the right form, of a sane size.
 
-`digests.json` names size and sha256 of every file that the dataset consists of (tars, index, prompts, plans …) and ends
+`checksums.json` names size and sha256 of every file that the dataset consists of (tars, index, prompts, plans …) and ends
 with a digest of itself. It is written last. While the others are replaced it says which command does so: a dataset that
 was interrupted between two of its files is then refused by name instead of being read as a mix. Digests find damage and
 mixed copies; whoever can write the dataset can write them, too. Datasets of earlier versions have none.
@@ -30,7 +30,7 @@ Fetch = Callable[[str, int], bytes]
 """(name in the dataset, most bytes it may have) → its content. Raises FileNotFoundError where there is none."""
 
 COMMANDS = ("shard", "shards add", "shards merge", "shards split")
-"""What `digests.json` may call unfinished."""
+"""What `checksums.json` may call unfinished."""
 MOST_BYTES = 2**34
 """Of one small file. The index of 1,500 h has about 1 GB; what memory holds anyway is no reason to refuse a dataset."""
 _RESTORE = "bring it back from a copy"
@@ -77,7 +77,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Digests:
-    """The content of `digests.json`.
+    """The content of `checksums.json`.
 
     Attributes:
         files: name in the dataset → digest.
@@ -106,7 +106,7 @@ def _json(body: Mapping[str, Any]) -> bytes:
 
 
 def parse_digests(data: bytes, dataset: str) -> Digests:
-    """The content of `digests.json`.
+    """The content of `checksums.json`.
 
     Raises:
         Damaged: one bit of it is not as it was written.

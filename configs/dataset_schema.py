@@ -16,7 +16,7 @@ INDEX_FILE = "index.parquet"
 PROMPTS_FILE = "prompts.safetensors"
 DATASET_FILE = "dataset.json"
 CARD_FILE = "README.md"
-DIGESTS_FILE = "digests.json"
+DIGESTS_FILE = "checksums.json"
 SPLITS = ("train", "negatives", "val", "test")
 
 _TENSOR = pa.struct(

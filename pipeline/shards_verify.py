@@ -1,6 +1,6 @@
 """Checks a dataset byte by byte and names what is wrong. Nothing in a tar is executed, followed or unpacked.
 
-Every file that `digests.json` names is compared with its digest, so that one changed bit anywhere is found: in a tensor,
+Every file that `checksums.json` names is compared with its digest, so that one changed bit anywhere is found: in a tensor,
 in the headers and the padding of a tar, in the index. Then every tar is compared with the index, sample by sample.
 Datasets of earlier versions have no digests of whole files; the report says what could not be checked there. The record
 of work (``ledger/``) is the engine's own and is not part of a dataset.
@@ -126,7 +126,7 @@ def _index(dataset: str, digests: Digests | None, report: VerifyReport) -> pa.Ta
 
 
 def _small_files(dataset: str, digests: Digests | None, report: VerifyReport) -> None:
-    """Compare what `digests.json` names beside tars; the index is compared when it is read."""
+    """Compare what `checksums.json` names beside tars; the index is compared when it is read."""
     for name in sorted(digests.files if digests else ()):
         if name.endswith(".tar") or name == INDEX_FILE:
             continue
