@@ -288,8 +288,8 @@ def _check_free(out: str, command: str) -> None:
 def _copy(copies: Mapping[str, tuple[str, str]], out: str) -> dict[str, FileDigest]:
     """Copy tars, each checked on the way; ``copies``: tar in ``out`` → (dataset, tar there). Returns their digests."""
     known = {dataset: files.read_digests(dataset) for dataset in {dataset for dataset, _ in copies.values()}}
-    there = (store.join(dataset, tar) for dataset, tar in set(copies.values()))
-    disk.check_room(out, sum(store.entry(url).size for url in there if store.exists(url)), "copying the tars")
+    sizes = (found.files[tar].size for name, tar in copies.values() if (found := known[name]) and tar in found.files)
+    disk.check_room(out, sum(sizes), "copying the tars")
     made = {}
     for target, (dataset, tar) in copies.items():
         stopping.check()
