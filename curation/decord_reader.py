@@ -2,6 +2,9 @@
 
 decord decodes ahead without bound (dmlc/decord#208: 6.7 GB on a 150 s file), so it suits short files; PyAV is the
 default. Probing and identity stay with `media.py`.
+
+decord cannot be told to leave playlists alone, which name other files and addresses. So it is shown only containers
+whose first bytes no playlist has.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ import cv2
 
 from curation import packages
 from curation.media import ArrayFrame, Frame, MediaError, VideoFile
+
+_CONTAINERS = ("mov", "matroska", "avi", "flv")  # as `media.MediaInfo.container` names them
 
 
 class DecordFile:
@@ -29,6 +34,9 @@ class DecordFile:
         packages.require("decord", "video.backend=decord")
         with VideoFile(uri, threads, identify=identify) as probe:
             self.info, self._display = probe.info, probe.display
+        if self.info.container not in _CONTAINERS:
+            message = f"decord is not used for files of the kind '{self.info.container}'; use video.backend=pyav."
+            raise MediaError("open", message)
         import decord
 
         self._file = open(uri, "rb")  # noqa: SIM115, PTH123 - decord reads from it until __exit__

@@ -7,12 +7,12 @@ only names; playlists and still-image demuxers, which would open other files, ar
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -25,6 +25,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from configs.errors import EchoForgeError
+from curation import catalog
 from curation.tone import HLG, PQ, tone_curve
 
 cv2.setNumThreads(1)  # workers are processes; OpenCV's own threads would fight over the cores
@@ -37,6 +38,9 @@ FORMATS = (
 
 _LEAST_SIDE, _MOST_STRETCHED = 16, 16  # pixels; and the longer side over the shorter one
 _MOST_PIXELS = 36_000_000  # 8K is 33 million; a few dozen decoded frames are held at a time
+_RATES = 4_000, 384_000  # Hz: half of a telephone's, and the fastest converters'; beyond, buffers of a second burst
+_MOST_CHANNELS = 64  # ambisonics of the 7th order; FFmpeg decodes up to 64 channels of most formats
+_PROBE_BYTES = 64 << 20  # read at most before the first frame: an 8K frame without compression is 50 MB
 _SEEK_FROM_S = 10.0  # decoding from the start is exact and cheaper than a seek before this
 _PREROLL_S = 1.0  # the key frame before it is where decoding begins
 _MICRO = Fraction(1, 1_000_000)
@@ -226,14 +230,15 @@ class VideoFile:
         self._scalers = Scalers()
         self._stack = ExitStack()
         try:
-            file = self._stack.enter_context(open_bytes(uri))
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:16] if identify else ""  # type: ignore[arg-type]
-            size = file.seek(0, 2)
-            file.seek(0)
+            file = BoundedFile(self._stack.enter_context(open_bytes(uri)))
             self.container = self._stack.enter_context(open_container(file))
             self.stream = self._pick_stream(threads)
             self._first, first = self._decode_first()
-            self.info, self.display = self._describe(uri, digest, size, first)
+            file.unbound()
+            self.info, self.display = self._describe(uri, file.size, first)
+            if identify:  # last: what is no video is not read to its end
+                with open_bytes(uri) as whole:
+                    self.info = replace(self.info, video_id=catalog.video_id(whole))
             self._deinterlace = Deinterlacer(self.stream) if self.info.interlaced else None
         except BaseException:
             self._stack.close()
@@ -284,6 +289,8 @@ class VideoFile:
     def _pick_stream(self, threads: int) -> av.VideoStream:
         for stream in self.container.streams.video:
             if not stream.disposition & av.stream.Disposition.attached_pic and stream.codec_context is not None:
+                self._check_pixels(stream.codec_context.width, stream.codec_context.height)
+                stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS)}  # the stream may change its mind
                 stream.thread_count = threads
                 stream.thread_type = "AUTO" if threads > 1 else "NONE"
                 for other in self.container.streams:
@@ -326,7 +333,14 @@ class VideoFile:
 
         return chained(), first
 
-    def _describe(self, uri: str, digest: str, size: int, first: av.VideoFrame) -> tuple[MediaInfo, Display]:
+    @staticmethod
+    def _check_pixels(width: int, height: int) -> None:
+        if width * height > _MOST_PIXELS:
+            most = _MOST_PIXELS / 1e6
+            message = f"the picture is {width}x{height} pixels; scale it below {most:.0f} megapixels first."
+            raise MediaError("probe", message)
+
+    def _describe(self, uri: str, size: int, first: av.VideoFrame) -> tuple[MediaInfo, Display]:
         stream, audio = self.stream, sound_stream(self.container)
         aspect = float(stream.sample_aspect_ratio or 1) or 1.0
         rotation = round(first.rotation / 90) * 90 % 360
@@ -334,13 +348,10 @@ class VideoFile:
         width, height = display.size
         if min(width, height) < _LEAST_SIDE or max(width, height) > _MOST_STRETCHED * min(width, height):
             raise MediaError("probe", f"the picture is {width}x{height} pixels; nobody can be seen in that.")
-        if max(first.width * first.height, width * height) > _MOST_PIXELS:
-            most = _MOST_PIXELS / 1e6
-            message = f"the picture is {width}x{height} pixels; scale it below {most:.0f} megapixels first."
-            raise MediaError("probe", message)
+        self._check_pixels(width, height)
         info = MediaInfo(
             uri=uri,
-            video_id=digest,
+            video_id="",
             bytes=size,
             container=self.container.format.name.split(",")[0],
             vcodec=stream.codec_context.name,
@@ -401,14 +412,44 @@ class Deinterlacer:
                 return
 
 
-def open_container(file: IO[bytes]) -> Any:
-    """The demuxer of an open file, by content and not by name.
+class BoundedFile:
+    """An open file that ends after some megabytes until :meth:`unbound`, so that junk is not searched to its end.
+
+    Demuxers skip what they do not understand, gigabytes of it if need be.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.name = getattr(file, "name", "")
+        self.size = file.seek(0, 2)
+        file.seek(0)
+        self.seek, self.tell = file.seek, file.tell
+        self._read, self._left = file.read, float(_PROBE_BYTES)
+
+    def read(self, size: int = -1) -> bytes:
+        """As of any file; nothing once the limit is reached."""
+        data = self._read(size) if self._left > 0 else b""
+        self._left -= len(data)
+        return data
+
+    def unbound(self) -> None:
+        """Something was found: read as much as is asked for from here on.
+
+        Raises:
+            MediaError: it was found at the limit, so the demuxer took that for the end of the file.
+        """
+        if self._left <= 0:
+            raise MediaError("open", f"nothing to show is found in its first {_PROBE_BYTES >> 20} MB; it is no video.")
+        self._left = math.inf
+
+
+def open_container(file: BoundedFile) -> Any:
+    """The demuxer of an open file, by content and not by name. It opens no other file and no address.
 
     Raises:
         MediaError: no known container.
     """
     try:
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
         return av.open(file, options=options, metadata_errors="replace", buffer_size=262_144)
     except (av.error.FFmpegError, ValueError, OSError) as error:
         message = f"the file is not a video that can be opened ({_short(error)}); it is damaged or of another kind."
@@ -416,10 +457,28 @@ def open_container(file: IO[bytes]) -> Any:
 
 
 def sound_stream(container: Any) -> Any:
-    """The audio stream that a player would choose, or None."""
-    usable = [s for s in container.streams.audio if s.codec_context is not None and s.codec_context.sample_rate]
+    """The audio stream that a player would choose, or None.
+
+    Raises:
+        MediaError: see :func:`check_sound`.
+    """
+    usable = [s for s in container.streams.audio if (c := s.codec_context) is not None and c.sample_rate and c.channels]
     best = container.streams.best("audio") if usable else None
-    return best if best in usable else (usable[0] if usable else None)
+    chosen = best if best in usable else (usable[0] if usable else None)
+    if chosen is not None:
+        check_sound(chosen.codec_context.sample_rate, chosen.codec_context.channels)
+    return chosen
+
+
+def check_sound(rate: int, channels: int) -> None:
+    """Refuse sound that nothing records: a header of a few bytes can promise two billion samples a second.
+
+    Raises:
+        MediaError: ``rate`` (Hz) or ``channels`` beyond what there is.
+    """
+    if not _RATES[0] <= rate <= _RATES[1] or channels > _MOST_CHANNELS:
+        message = f"its sound has {rate} Hz and {channels} channels; convert it to 16 or 48 kHz, mono or stereo, first."
+        raise MediaError("probe", message)
 
 
 def probe(uri: str) -> MediaInfo:

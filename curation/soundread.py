@@ -18,7 +18,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from curation.catalog import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from curation.media import open_bytes, open_container, sound_stream
+from curation.media import BoundedFile, MediaError, check_sound, open_bytes, open_container, sound_stream
 
 _LONGEST_HOLE_S = 3600.0  # a time stamp further ahead is taken for damage
 _TOLERANCE_S = 0.02  # time stamps off by less are jitter (containers round to 1 ms, 1/90 s …)
@@ -43,13 +43,16 @@ class SoundReader:
     ``present`` is False for a file without sound; every span of it is silence with ``measured`` 0.
 
     Raises:
-        MediaError: the file cannot be opened.
+        MediaError: the file cannot be opened, or its sound is none that anything records; from ``read`` as well,
+            as a stream may change midway.
     """
 
     def __init__(self, uri: str, origin_s: float, start_s: float = 0.0) -> None:
         self._stack = ExitStack()
         try:
-            container = self._stack.enter_context(open_container(self._stack.enter_context(open_bytes(uri))))
+            file = BoundedFile(self._stack.enter_context(open_bytes(uri)))
+            container = self._stack.enter_context(open_container(file))
+            file.unbound()
             stream = sound_stream(container)
             self.present = stream is not None
             self.rate = int(stream.codec_context.sample_rate) if stream else SAMPLE_RATE
@@ -149,9 +152,14 @@ def _frames(container: Any, stream: Any) -> Iterator[av.AudioFrame]:
 def _planar(frame: av.AudioFrame, rate: int, channels: int) -> np.ndarray:
     """float32 [n, channels] at ``rate``, whatever the sample format; a stream that changes midway is conformed."""
     if frame.sample_rate != rate or frame.layout.nb_channels != channels or frame.format.name != "fltp":
+        check_sound(frame.sample_rate, frame.layout.nb_channels)
         layout = frame.layout.name if frame.layout.nb_channels == channels else ("mono" if channels == 1 else "stereo")
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-        parts = [f.to_ndarray() for f in (*resampler.resample(frame), *resampler.resample(None))]
+        try:
+            parts = [f.to_ndarray() for f in (*resampler.resample(frame), *resampler.resample(None))]
+        except (av.error.FFmpegError, ValueError) as error:
+            message = f"its sound cannot be converted ({frame.format.name}, {frame.layout.name}); save it as WAV first."
+            raise MediaError("decode", message) from error
         data = np.concatenate(parts, axis=1) if parts else np.zeros((channels, 0), np.float32)
     else:
         data = frame.to_ndarray()
