@@ -23,6 +23,7 @@ from curation.clipread import read_clip
 from curation.clipwrite import write_video
 from curation.faces import load_detector
 from curation.media import VideoFile, named
+from curation.pictures import read_picture
 from curation.soundread import SoundReader
 from model import conditions, masks
 from model.codecs import load_codec
@@ -98,7 +99,7 @@ def generate(
     check_network(checkpoint, config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights.require(strict.to_dict(config.model) | {"faces": strict.to_dict(config.curation.faces)})
-    pcm = read_sound(audio)
+    pcm = read_sound(audio, _longest(config))
     spoken = len(pcm) // SAMPLES_PER_FRAME
     frames = spoken if seconds is None else round(seconds * FPS)
     if frames > spoken + 1:  # rounding
@@ -153,20 +154,27 @@ def _check_length(seconds: float, config: Config) -> None:
         raise EchoForgeError(
             f"--seconds {seconds:g} is no length; give at least {_MIN_FRAMES / FPS:g} ({_MIN_FRAMES} frames)."
         )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    longest = memory / (min(config.pipeline.buckets.areas) * _BYTES_PER_PIXEL) / FPS
-    if seconds > longest:
+    if seconds > (longest := _longest(config)):
         raise EchoForgeError(
             f"{seconds:.0f} s of video do not fit: all frames are held in memory, and this machine's "
-            f"{memory / 2**30:.0f} GiB hold at most {longest:.0f} s; give a shorter --seconds."
+            f"{_memory() / 2**30:.0f} GiB hold at most {longest:.0f} s; give a shorter --seconds."
         )
 
 
-def read_sound(path: Path) -> np.ndarray:
+def _longest(config: Config) -> float:
+    """Seconds of video whose frames fit this machine's memory."""
+    return _memory() / (min(config.pipeline.buckets.areas) * _BYTES_PER_PIXEL) / FPS
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def read_sound(path: Path, longest_s: float = math.inf) -> np.ndarray:
     """The whole sound of a file, float32 mono 16 kHz.
 
     Raises:
-        EchoForgeError: no sound in it.
+        EchoForgeError: no sound in it, or more than ``longest_s`` seconds: time stamps can promise years of silence.
     """
     parts: list[np.ndarray] = []
     with named(path, "give a file with the voice"), SoundReader(str(path), 0.0) as sound:
@@ -180,6 +188,10 @@ def read_sound(path: Path) -> np.ndarray:
                 break
             start += _CHUNK
             sound.forget(start)
+            if start / FPS > longest_s:
+                raise EchoForgeError(
+                    f"{path} has more than the {longest_s:.0f} s of sound that fit; give a shorter one."
+                )
     pcm = np.concatenate(parts)
     if len(pcm) < 5 * SAMPLES_PER_FRAME:
         raise EchoForgeError(f"{path} has {len(pcm) / 16000:.2f} s of sound; at least 0.2 s is needed.")
@@ -264,17 +276,12 @@ def _conditions(
 
 
 def _open_picture(path: Path) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    except UnidentifiedImageError:
-        with named(path, "give a picture or a video of the person"), VideoFile(str(path), identify=False) as video:
+    with named(path, "give a picture (JPEG, PNG, WebP or BMP) or a video of the person"):
+        if (picture := read_picture(path)) is not None:
+            return picture
+        with VideoFile(str(path), identify=False) as video:
             first = next(video.frames())
             return first.picture(video.info.width, video.info.height)
-    except OSError as error:
-        raise EchoForgeError(f"{path} cannot be read ({error}); give a picture or a video.") from error
 
 
 def _row(width: int, height: int, box: np.ndarray | None) -> dict[str, Any]:
