@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from configs.errors import EchoForgeError
+from curation import sidecars
 from curation.analyse import analyse_video
 from curation.backends import FRAME_OPERATORS, SOUND_OPERATORS, Backends
 from curation.captions import captions, written
@@ -75,7 +76,7 @@ def analyse_again(
     Args:
         run: as :func:`outdated` gives it.
         before: the video's rows from an earlier analysis of the same bytes.
-        facts: ``speaker``, ``licence``, ``source``, ``region``, as a manifest says.
+        facts: ``speaker``, ``licence``, ``source``, ``region``, as a manifest says; ``root`` of `analyse_video`.
 
     Returns:
         Rows equal to those of a whole analysis.
@@ -101,7 +102,8 @@ def analyse_again(
     try:
         if "captions" in run:
             clips = [clip | {"captions": None} for clip in clips]
-        said = written(uri, cfg.captions, caption) if "captions" in run else []
+        place = sidecars.root_of(uri, facts.get("root", ""), cfg.sources.follow_links)
+        said = written(uri, cfg.captions, caption, place) if "captions" in run else []
         asked = [few.captioner()] if few.captioner and not said else []
         if asked or run & {*FRAME_OPERATORS, *SOUND_OPERATORS}:
             _look(uri, cfg, few, clips, asked, on_clock_spans(spans))

@@ -7,7 +7,6 @@ cut without decoding twice; memory does not grow with the length of the video.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_right
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
@@ -19,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from configs.errors import EchoForgeError
-from curation import catalog
+from configs.shown import visible
+from curation import catalog, sidecars
 from curation.backends import Backends
-from curation.captions import captions, written
+from curation.captions import captions, facts, written
 from curation.catalog import FPS
 from curation.clips import ClipCutter, first_tick, on_clock_spans, wanted
 from curation.config import CurationConfig
@@ -53,6 +53,7 @@ def analyse_video(
     licence: str | None = None,
     source: str | None = None,
     region: tuple[int, int, int, int, int] | None = None,
+    root: str = "",
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Everything that can be known of one video by itself.
 
@@ -61,20 +62,25 @@ def analyse_video(
         caption, speaker, licence, source: what a manifest says of it.
         region: x, y, w, h that the speaker's face lies in, and the height of the picture that they are meant for (0:
             this one's). Faces with their middle elsewhere are not looked at.
+        root: folder of sources that the video was found in: sidecars must lie in it. Empty: the video's own.
 
     Returns:
         (row of `catalog.VIDEOS`, rows of `catalog.CLIPS`). A file that cannot be used gives a row with the verdict
         `error`, the stage and one sentence, and the clips found before it broke are dropped.
     """
-    said = _sidecar_facts(uri)
+    extra = {"licence": licence, "source": source}
+    place = sidecars.root_of(uri, root, cfg.sources.follow_links)
+    try:
+        said = facts(uri, place)
+        written_captions = written(uri, cfg.captions, caption, place)
+    except EchoForgeError as error:
+        return error_row(uri, "captions", str(error)) | extra, []
     extra = {"licence": licence or said.get("licence"), "source": source or said.get("source")}
     speaker = speaker or said.get("speaker")
-    try:
-        written_captions = written(uri, cfg.captions, caption)
-    except EchoForgeError as error:
-        return _error_row(uri, "captions", str(error)) | extra, []
+    info = None
     try:
         with open_video(uri, cfg.video) as video:
+            info = video.info
             first = first_tick(on_clock_spans(spans))
             frames = FramePass(video, cfg.video, first)
             with SoundReader(uri, video.info.origin_s, max(0.0, first / FPS - _SOUND_BEFORE_S)) as sound:
@@ -89,9 +95,9 @@ def analyse_video(
                 clips += work.finish(frames)
             row = _video_row(video.info, frames, whole=not work.past(frames.ticks)) | extra
     except MediaError as error:
-        return _error_row(uri, error.stage, str(error)) | extra, []
+        return error_row(uri, error.stage, str(error), info) | extra, []
     except EchoForgeError as error:
-        return _error_row(uri, "analyse", str(error)) | extra, []
+        return error_row(uri, "analyse", str(error), info) | extra, []
     for clip in clips:
         clip["captions"] = captions(clip, written_captions, cfg.captions)
         clip["speaker"] = speaker
@@ -432,25 +438,14 @@ def _video_row(info: MediaInfo, frames: FramePass, *, whole: bool) -> dict[str, 
     }
 
 
-def _error_row(uri: str, stage: str, sentence: str) -> dict[str, Any]:
-    """A file that cannot be used is still a row; its id is that of its bytes where they can be read."""
+def error_row(uri: str, stage: str, sentence: str, info: MediaInfo | None = None) -> dict[str, Any]:
+    """A file that cannot be used is still a row. One that was opened as a video has the id of its bytes."""
+    sentence = visible(sentence)
     row: dict[str, Any] = {"source_uri": uri, "verdict": "error", "error_stage": stage, "error": sentence}
     row["reasons"] = [f"{stage}: {sentence}"]
-    with suppress(OSError):  # a remote or unreadable file: the sentence says so
-        if not Path(uri).is_file():  # a pipe would wait for ever
-            return row
-        row |= {"video_id": catalog.video_id(uri), "bytes": Path(uri).stat().st_size}
+    if info is not None:
+        return row | {"video_id": info.video_id, "bytes": info.bytes}
+    with suppress(OSError, ValueError):  # a remote or unreadable file: the sentence says so
+        if Path(uri).is_file():  # a pipe would wait for ever
+            row["bytes"] = Path(uri).stat().st_size
     return row
-
-
-def _sidecar_facts(uri: str) -> dict[str, str]:
-    """Speaker, licence and collection from a JSON sidecar, where there is one."""
-    if "://" in uri:
-        return {}
-    file = Path(uri).with_suffix(".json")
-    try:
-        data = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
-    except (OSError, ValueError):
-        return {}  # `captions` reports a broken sidecar
-    keys = ("speaker", "licence", "source")
-    return {k: str(data[k]) for k in keys if isinstance(data, dict) and data.get(k)}

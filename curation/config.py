@@ -11,6 +11,13 @@ TextKind = Literal["subtitle", "ticker", "watermark", "logo", "scene"]
 
 
 @dataclass(frozen=True)
+class SourcesConfig:
+    """What is read beside the videos."""
+
+    follow_links: bool = False  # sidecars (captions, facts) that are links out of the folder of sources
+
+
+@dataclass(frozen=True)
 class VideoConfig:
     """How a file is read."""
 
@@ -259,3 +266,4 @@ class CurationConfig:
     captions: CaptionsConfig
     decide: DecideConfig
     puppets: PuppetsConfig
+    sources: SourcesConfig = SourcesConfig()  # older configurations do not have it
