@@ -114,6 +114,7 @@ REASONS: dict[str, Reason] = {
     "crop": Reason("the crop does not lie in the picture"),
     "budget": Reason("took too long"),
     "captions": Reason("its captions cannot be read"),
+    "manifest": Reason("its row in the manifest cannot be used"),
     "analyse": Reason("could not be analysed"),
     "quarantine": Reason("given up after a second try"),
 }

@@ -21,10 +21,10 @@ from configs import folders, stopping
 from configs.console import Terminal
 from configs.errors import EchoForgeError, MissingWeights
 from configs.paths import absolute_files
-from configs.redaction import redact_address
+from configs.redaction import redact, redact_address
 from curation import backends, catalog
 from curation.again import Rows, analyse_again, outdated
-from curation.analyse import analyse_video
+from curation.analyse import analyse_video, error_row
 from curation.captions import Beside
 from curation.catalog import CLIPS, VIDEOS
 from curation.config import CurationConfig
@@ -65,6 +65,9 @@ class CurateWorker:
         """The rows of one video."""
         self._watch.reset()
         uri = payload.source.uri
+        if payload.source.fault:
+            row = error_row(redact_address(uri), "manifest", redact(payload.source.fault))
+            return Result({"videos": [row | {"source": payload.source.source}], "clips": []})
         with store.local_copy(uri) as path:  # one download instead of a range request per packet
             video, clips = self._analyse(str(path), payload)
         for row in (video, *clips):
@@ -74,7 +77,7 @@ class CurateWorker:
 
     def _analyse(self, path: str, payload: Video) -> Rows:
         source = payload.source
-        facts: dict[str, Any] = {key: getattr(source, key) for key in (*SAID, "spans")}
+        facts: dict[str, Any] = {key: getattr(source, key) for key in (*SAID, "spans", "root")}
         if payload.earlier:
             unit, where = payload.earlier
             rows = reuse.rows(unit, where.part, TABLES)
@@ -137,7 +140,7 @@ def _curate(
     mend(root, TABLES, _nothing if quiet else say)
     with _no_collection():
         found = store.retrying(lambda: expand(sources, cfg), "listing the sources")[:limit]
-    beside = Beside(cfg.captions)
+    beside = Beside(cfg.captions, cfg.sources.follow_links)
     units = plan(found, pipeline_cfg, beside)
     units = relocate.adopt(out, units, functools.partial(_ids_at, beside))
     ledger = Ledger(root, TABLES, backends.parameters(cfg))
@@ -213,23 +216,61 @@ def _scored_before(out: str, ledger: Ledger, units: list[Unit], retry_failed: bo
 def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:
     """One unit per video. Only name, size and time (or tag) are looked at, of its sidecars too; no body is read.
 
-    Object stores are asked once per folder, not once per file.
+    Object stores are asked once per folder, not once per file. A source that cannot be planned is a unit with a fault.
+
+    Raises:
+        StoreError: no source can be looked at, as a store does not answer: that is no source's fault.
     """
-    listed: dict[str, dict[str, store.Entry]] = {}
+    listed = Listed()
     units: dict[str, Unit] = {}
     with _no_collection():
         for source in sources:
             stopping.check()
-            there = None
-            if store.is_remote(source.uri):
-                folder = source.uri.rpartition("/")[0]
-                if folder not in listed:
-                    listed[folder] = {entry.name: entry for entry in store.listing(folder)}
-                there = listed[folder].get(store.name_of(source.uri))
-            tag = beside.tag(source.uri) if beside and not store.is_remote(source.uri) else ""
-            unit = plan_unit(source, cfg, there, tag)
+            try:
+                there = None if source.fault else listed.entry(source.uri)
+                local = beside is not None and not source.fault and not store.is_remote(source.uri)
+                unit = plan_unit(source, cfg, there, beside.tag(source.uri, source.root) if beside and local else "")
+            except Exception as error:  # of one name among a million; its row says so
+                fault = source.fault or f"it cannot be looked at ({type(error).__name__}: {error})."
+                unit = plan_unit(replace(source, fault=fault), cfg)
             units[unit.id] = unit
+    if all(unit.payload.source.fault for unit in units.values()):
+        listed.check()
     return list(units.values())
+
+
+class Listed:
+    """What lies in folders of object stores; each is listed once, and a server that fails is not asked again."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, dict[str, store.Entry]] = {}
+        self._failed: dict[str, EchoForgeError] = {}
+
+    def entry(self, uri: str) -> store.Entry | None:
+        """The file as its folder's listing has it; None of a local one, or where the listing has none.
+
+        Raises:
+            EchoForgeError: the folder cannot be listed.
+        """
+        if not store.is_remote(uri):
+            return None
+        folder = uri.rpartition("/")[0]
+        server = "/".join(uri.split("/", 3)[:3])
+        if server in self._failed:
+            raise self._failed[server]
+        if folder not in self._folders:
+            try:
+                self._folders[folder] = {entry.name: entry for entry in store.listing(folder)}
+            except EchoForgeError as error:
+                self._failed[server] = error
+                raise
+        return self._folders[folder].get(store.name_of(uri))
+
+    def check(self) -> None:
+        """Raise the first failure that is not of an address which nothing knows (``evil://``)."""
+        for error in self._failed.values():
+            if not isinstance(error.__cause__, (ValueError, ImportError)):
+                raise error
 
 
 @contextlib.contextmanager
@@ -246,6 +287,8 @@ def _no_collection() -> Iterator[None]:
 
 def plan_unit(source: Source, cfg: PipelineConfig, there: store.Entry | None = None, sidecars: str = "") -> Unit:
     """One video as a unit; ``there`` is its entry in a listing, if one was made, ``sidecars`` what lies beside it."""
+    if source.fault:
+        return Unit(unit_id(source.uri, source.fault), Video(source), _key(source.uri), cost=1.0)
     try:
         there = there or store.entry(source.uri)
         size, tag, seen = there.size, there.tag, there.tag or None
@@ -275,7 +318,7 @@ def _ids_at(beside: Beside, unit: Unit, uri: str, fingerprint: str) -> Iterator[
     named = {source.source}
     if source.source == PurePosixPath(source.uri).parent.name:  # a collection is named by its folder (`sources`)
         named.add(PurePosixPath(uri).parent.name)
-    tags = {"" if store.is_remote(source.uri) else beside.tag(source.uri)}
+    tags = {"" if store.is_remote(source.uri) else beside.tag(source.uri, source.root)}
     if not store.is_remote(uri) and store.exists(uri):  # copied: the sidecars have other times, too
         tags |= {tag for tag in [beside.tag(uri)] if Beside.same_but_time(tag, next(iter(tags)))}
     for name in named:

@@ -173,10 +173,11 @@ def test_every_code_has_words_and_every_setting_changes_its_rule(preset: str) ->
 def test_every_way_in_which_a_file_fails_has_words() -> None:
     """Stages stand as text where the errors are raised, so they are looked for there."""
     curation = Path(cli.__file__).parent / "curation"
-    source = "".join(path.read_text("utf-8") for path in sorted(curation.glob("*.py")))
-    stages = set(re.findall(r'(?:MediaError\(|_error_row\(uri, )"(\w+)"', source))
+    files = [*sorted(curation.glob("*.py")), curation.parent / "pipeline" / "curate.py"]
+    source = "".join(path.read_text("utf-8") for path in files)
+    stages = set(re.findall(r'(?:MediaError\(|error_row\([^"\n]*, )"(\w+)"', source))
     codes = set(re.findall(r'f"(\w+): ', (curation / "decide.py").read_text("utf-8")))
-    assert {"open", "decode", "captions"} <= stages and {"too_short", "duplicate"} <= codes
+    assert {"open", "decode", "captions", "manifest"} <= stages and {"too_short", "duplicate"} <= codes
     assert stages | codes <= REASONS.keys()
 
 
