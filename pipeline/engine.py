@@ -32,12 +32,10 @@ from typing import Any, Protocol
 from configs import stopping
 from configs.disk import Refused
 from configs.errors import EchoForgeError, MissingWeights
-from configs.locks import LockLost
 from configs.redaction import redact
 from pipeline import store
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.ledger import Failure, Finished, Ledger, Result, Unit, code_version
-from pipeline.store import StoreError
 
 
 class EngineError(EchoForgeError):
@@ -204,13 +202,33 @@ def run_batch(
             receipt.failed.append(Trouble(unit.id, _sentence(error), redact(traceback.format_exc(limit=-12))))
             continue
         finished.append(Finished(unit, result, time.monotonic() - begin))
-    if finished:
-        try:
-            ledger.commit(finished, code)
-        except (StoreError, LockLost) as error:
-            return Receipt(fatal=receipt.fatal or error)
+    try:
+        finished = _commit(finished, ledger, code, receipt)
+    except EchoForgeError as error:
+        return Receipt(fatal=receipt.fatal or error)
     receipt.done = [Done(f.unit.id, f.seconds, f.result.amount, dict(f.result.timings)) for f in finished]
     return receipt
+
+
+def _commit(finished: list[Finished], ledger: Ledger, code: str, receipt: Receipt) -> list[Finished]:
+    """Commit what can be committed, and return it; a unit whose rows no table holds has failed, alone.
+
+    Raises:
+        EchoForgeError: the place cannot be written, or another run has it: no fault of a unit.
+    """
+    if not finished:
+        return []
+    try:
+        ledger.commit(finished, code)
+        return finished
+    except EchoForgeError:
+        raise
+    except Exception as error:  # of a value in a row: wrong type, too large, half a character
+        if len(finished) > 1:
+            return [item for one in finished for item in _commit([one], ledger, code, receipt)]
+        detail = redact(traceback.format_exc(limit=-12))
+        receipt.failed.append(Trouble(finished[0].unit.id, f"its rows cannot be written: {_sentence(error)}", detail))
+        return []
 
 
 def _sentence(error: BaseException) -> str:

@@ -362,8 +362,9 @@ class Ledger:
         if len(parts) <= fewer_than:
             return 0
         gone = 0
-        for group in _groups(parts, target_mb * 2**20):
-            table = pa.concat_tables(_with_schema(_read(p.url), self.schema) for p in group)
+        read = ((part, _with_schema(_read(part.url), self.schema)) for part in parts)
+        for group, tables in _groups(read, target_mb * 2**20):
+            table = pa.concat_tables(tables)
             table = table.take(pa.array(_first(table["unit"]), pa.int64()))
             name = f"m-{unit_id(*sorted(table['unit'].to_pylist()))}.parquet"
             write_part(store.join(self.parts, name), table, MERGED_GROUP)
@@ -374,17 +375,24 @@ class Ledger:
         return gone
 
 
-def _groups(parts: list[store.Entry], size: int) -> Iterator[list[store.Entry]]:
+_MERGED_MEMORY = 256 << 20  # bytes: long captions that repeat are small on disk only, and a column ends at 2 GB
+
+
+def _groups(
+    parts: Iterable[tuple[store.Entry, pa.Table]], size: int
+) -> Iterator[tuple[list[store.Entry], list[pa.Table]]]:
     group: list[store.Entry] = []
-    total = 0
-    for part in parts:
+    tables: list[pa.Table] = []
+    total = held = 0
+    for part, table in parts:
         group.append(part)
-        total += part.size
-        if total >= size or len(group) >= 4096:
-            yield group
-            group, total = [], 0
+        tables.append(table)
+        total, held = total + part.size, held + table.nbytes
+        if total >= size or held >= _MERGED_MEMORY or len(group) >= 4096:
+            yield group, tables
+            group, tables, total, held = [], [], 0, 0
     if len(group) > 1:
-        yield group
+        yield group, tables
 
 
 def write_part(url: str, table: pa.Table, row_group: int | None = None) -> None:

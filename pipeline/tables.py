@@ -387,17 +387,20 @@ def _with_verdicts(clips: Clips, light: pa.Table) -> Iterator[pa.Table]:
         yield pa.table(columns, names=CLIPS.names).cast(CLIPS)
 
 
+_FILE_MEMORY = 256 << 20  # bytes of the rows of a file: 50,000 usual ones have 100 to 200 MB
+
+
 def _gathered(pieces: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
-    """Small pieces joined and large ones cut to ``rows`` rows; at least one table."""
+    """Small pieces joined and large ones cut to ``rows`` rows, fewer where captions are long; at least one table."""
     waiting: list[pa.Table] = []
     count, given = 0, False
     for piece in pieces:
         waiting.append(piece)
         count += piece.num_rows
-        while count >= rows:
+        while count >= rows or (count and sum(table.nbytes for table in waiting) >= _FILE_MEMORY):
             joined = pa.concat_tables(waiting)
             yield joined.slice(0, rows)
-            waiting, count, given = [joined.slice(rows)], count - rows, True
+            waiting, count, given = [joined.slice(rows)], max(0, count - rows), True
     if count or not given:
         yield pa.concat_tables(waiting) if waiting else CLIPS.empty_table()
 

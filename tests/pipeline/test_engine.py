@@ -88,6 +88,16 @@ def test_a_failing_unit_is_retried_once_then_set_aside_with_its_cause(tmp_path: 
     assert (again.done, where.quarantined()) == (1, {})
 
 
+def test_a_row_that_no_table_holds_fails_its_unit_alone(tmp_path: Path) -> None:
+    """Whatever a commit has against one unit, the others of its batch are committed and the cause is named."""
+    values = {3: 1j, 90: 2**40}  # no whole number; a square beyond 64 bits
+    outcome = run(ledger(tmp_path), units(200, **{f"u{n}": {"number": v} for n, v in values.items()}), inline=True)
+    causes = {f.key: f.cause for f in outcome.quarantined}
+    assert set(causes) == {f"n{n}" for n in values} and outcome.done == 198
+    assert all("cannot be written" in cause for cause in causes.values())
+    assert len(squares(ledger(tmp_path))) == 198
+
+
 def test_many_failures_in_a_row_stop_the_run(tmp_path: Path) -> None:
     work = units(60, **{f"u{n}": {"trouble": "raise"} for n in range(60)})
     with pytest.raises(EngineError, match="50 units failed in a row"):
