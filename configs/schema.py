@@ -139,14 +139,19 @@ def _parent(preset: str | Path, extends: Any) -> str | Path:
     return path.resolve()
 
 
+_MOST_BYTES = 1 << 20  # of a preset; ours have 15 kB
+
+
 def _parsed(preset: str | Path) -> dict[str, Any]:
     """The mapping in one file, as it stands there."""
     try:
         if isinstance(preset, Path):
+            if preset.stat().st_size > _MOST_BYTES:
+                raise ConfigError(f"preset '{preset}' has more than {_MOST_BYTES} bytes; is it a preset at all?")
             text = preset.read_text("utf-8")
         else:
             text = resources.files("configs").joinpath(f"{preset}.yaml").read_text("utf-8")
-        data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+        data = strict.parse(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -165,10 +170,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no key of ours: the conversion says so
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -103,7 +103,7 @@ def override(data: dict[str, Any], assignments: list[str], tables: Collection[st
         if not sep or not dotted:
             raise ConfigError(f"override '{assignment}' is not of the form key=value.")
         try:
-            value = yaml.safe_load(text)
+            value = parse(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"the value in '{assignment}' is not valid YAML.") from error
         *parents, last = dotted.split(".")
@@ -113,6 +113,43 @@ def override(data: dict[str, Any], assignments: list[str], tables: Collection[st
         new = isinstance(node, dict) and ".".join(parents) in tables
         node[last if new else _index(node, last, dotted, data)] = value
     return result
+
+
+_MOST_VALUES = 100_000
+"""Of one YAML text, aliases counted as often as they are used: a preset has 400; ten lines of aliases make a billion."""
+
+
+def parse(text: str, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """The values in a YAML text.
+
+    Raises:
+        yaml.YAMLError: not YAML, nested too deeply, or grown beyond reason by aliases.
+    """
+    reader = loader(text)
+    try:
+        node = reader.get_single_node()
+        if node is None:
+            return None
+        if _grown(node, {}) > _MOST_VALUES:
+            raise yaml.YAMLError(f"it holds more than {_MOST_VALUES} values")
+        return reader.construct_document(node)
+    except (RecursionError, ValueError, OverflowError) as error:  # ValueError: a date or a number that there is not
+        what = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise yaml.YAMLError(what) from error
+    finally:
+        reader.dispose()
+
+
+def _grown(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for. One that holds itself is without end."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # while it is being counted
+        if isinstance(node, yaml.MappingNode):
+            known[id(node)] = 1 + sum(_grown(key, known) + _grown(value, known) for key, value in node.value)
+        else:
+            inside = node.value if isinstance(node, yaml.SequenceNode) else ()
+            known[id(node)] = 1 + sum(_grown(item, known) for item in inside)
+    return known[id(node)]
 
 
 def _index(node: Any, part: str, dotted: str, data: dict[str, Any]) -> Any:
