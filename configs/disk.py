@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from configs import temporaries
 from configs.errors import EchoForgeError
 
 _WHY = {
@@ -59,15 +60,16 @@ def refused(path: str | os.PathLike[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file to write beside ``path``, whose folder is made. When the block ends well it takes the name ``path``; else it
-    is gone.
+    is gone: at once, or after a kill when ``path`` is written again.
 
     Raises:
         Refused: the disk did not take it.
     """
     target = Path(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = temporaries.beside(target)
     with refused(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporaries.sweep_beside(target)
         part.unlink(missing_ok=True)  # a link in its place would be followed
         try:
             yield part

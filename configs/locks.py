@@ -26,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from configs import leases, processes
+from configs import leases, processes, temporaries
 from configs.errors import EchoForgeError
 from configs.shown import one_line
 
@@ -70,7 +70,7 @@ def locked(folder: str | Path, what: str, command: str, *, make: bool = True) ->
     if not make and not place.is_dir():
         yield _Kernel()
         return
-    with holding(str(place), lambda: _local(place, what, str(folder), command)) as lock:
+    with holding(str(place), lambda: _swept(place, what, str(folder), command)) as lock:
         yield lock
 
 
@@ -80,6 +80,14 @@ def check(folder: str | Path) -> None:
     for (held, _), lock in list(_held.items()):
         if held == place:
             lock.check()
+
+
+@contextmanager
+def _swept(place: Path, what: str, folder: str, command: str) -> Iterator[Lock]:
+    """The lock, and nothing left below the folder of those who held it and were killed."""
+    with _local(place, what, folder, command) as lock:
+        temporaries.sweep(place)
+        yield lock
 
 
 _held: dict[tuple[str, int], Lock] = {}

@@ -11,13 +11,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import io
 import itertools
 import os
-import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,20 +25,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import disk, processes, retries, scratch
+from configs import disk, retries, scratch, temporaries
 from configs.errors import EchoForgeError
 from configs.paths import absolute, is_remote
 from configs.redaction import redact
 from configs.retries import ATTEMPTS
 
 T = TypeVar("T")
-
-_TEMPORARY = re.compile(r"^\..*\.(?P<host>[^.~]+)(~(?P<space>[0-9a-f]{8})-(?P<started>\d+))?~(?P<pid>\d+)~\d+\.tmp$")
-"""`temporary`'s name beside its target; without the middle part as versions up to 0.1.0 wrote it, which take the rest for
-another machine's."""
-_KEPT_BYTES = 100
-"""Of a target's name in its temporary one: a name ends at 255 bytes, a machine's at 64, and the numbers want some 60."""
-_counter = itertools.count()
 
 
 GUARDS: dict[str, Callable[[], None]] = {}
@@ -152,7 +142,7 @@ def listing(url: str, suffix: str = "") -> list[Entry]:
     A folder that does not exist is empty. Names are taken as they are: nothing in them is a pattern.
     """
     entries = _list_remote(url) if is_remote(url) else _list_local(url)
-    wanted = (e for e in entries if e.name.endswith(suffix) and not _TEMPORARY.match(e.name))
+    wanted = (e for e in entries if e.name.endswith(suffix) and not temporaries.is_name(e.name))
     return sorted(wanted, key=lambda e: e.name)
 
 
@@ -320,9 +310,7 @@ def temporary(url: str) -> Path:
     """A hidden name beside a local ``url``, whose folder is made; :func:`sweep` removes it when this process has died."""
     target = local(url)
     retrying(lambda: target.parent.mkdir(parents=True, exist_ok=True), f"making the folder of '{url}'")
-    # The name is cut so that the longest legal target still has room for the temporary one beside it.
-    name = os.fsencode(target.name)[:_KEPT_BYTES].decode("utf-8", "ignore")
-    return target.parent / f".{name}.{_writer(processes.current())}~{next(_counter)}.tmp"
+    return temporaries.beside(target)
 
 
 def fill(path: Path, data: bytes) -> None:
@@ -386,7 +374,7 @@ def everything(url: str, suffix: str) -> list[str]:
         return [entry.url for entry in listing(url, suffix)]
     folder = local(url)
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [str(folder / name) for name in there if name.endswith(suffix) and not _TEMPORARY.match(name)]
+    return [str(folder / name) for name in there if name.endswith(suffix) and not temporaries.is_name(name)]
 
 
 def set_aside(url: str) -> str:
@@ -410,41 +398,8 @@ def _aside(url: str, number: int) -> str:
 
 
 def sweep(url: str) -> int:
-    """Remove temporary files that dead processes left anywhere below a local folder; returns how many.
-
-    A file of a live process is left alone; one of another machine or container for a day, because nobody can ask there.
-    """
-    if is_remote(url) or not local(url).is_dir():
-        return 0
-    removed = 0
-    for path in local(url).rglob(".*.tmp"):
-        match = _TEMPORARY.match(path.name)
-        if not match:
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            lives = _lives(match)
-            if lives is False or (lives is None and time.time() - path.stat().st_mtime > 86_400):
-                path.unlink()
-                removed += 1
-    return removed
-
-
-def _writer(process: processes.Process) -> str:
-    return f"{process.host}~{_short(process.space)}-{process.started}~{process.pid}"
-
-
-def _lives(name: re.Match[str]) -> bool | None:
-    """Whether the process that a temporary file is named after still runs; None where this one cannot know."""
-    host, pid, me = name["host"], int(name["pid"]), processes.current()
-    if name["space"] is None:
-        return None if processes.exists(pid) or host != me.host else False
-    if name["space"] != _short(me.space):
-        return None
-    return processes.lives(processes.Process(host, me.space, pid, int(name["started"])))
-
-
-def _short(space: str) -> str:
-    return hashlib.sha256(space.encode()).hexdigest()[:8]
+    """`configs.temporaries.sweep` of a local folder; of an object store, whose uploads leave nothing, it does nothing."""
+    return 0 if is_remote(url) or not local(url).is_dir() else temporaries.sweep(local(url))
 
 
 @contextlib.contextmanager
