@@ -858,7 +858,9 @@ def main() -> None:
             error.format_message = lambda: sentence  # type: ignore[method-assign]
             rich_format_error(error)
             sys.exit(error.exit_code)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:  # torch.distributed's are no Exceptions
             terminal.crash(error)
             sys.exit(1)
 
