@@ -119,6 +119,13 @@ def test_lists_and_broken_parquet_are_sentences_too(tmp_path: Path) -> None:
         expanded(tmp_path / "m.parquet")
 
 
+def test_a_span_that_ends_before_it_starts_is_a_fault_of_its_row(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,start,end\na.mp4,3,1\nb.mp4,1,3\n")
+    bad, good = expanded(tmp_path / "m.csv")
+    assert "row 1" in (bad.fault or "") and "the end must lie after the start" in (bad.fault or "")
+    assert good.spans == ((1.0, 3.0),)
+
+
 def test_a_span_from_zero_counts_and_too_many_do_not(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.mp4"], "start": [0.0], "end": [2.0]}), tmp_path / "m.parquet")
     assert expanded(tmp_path / "m.parquet")[0].spans == ((0.0, 2.0),)
