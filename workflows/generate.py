@@ -276,7 +276,7 @@ def _conditions(
 
 
 def _open_picture(path: Path) -> np.ndarray:
-    with named(path, "give a picture (JPEG, PNG, WebP or BMP) or a video of the person"):
+    with named(path, "give a picture or a video of the person (JPEG, PNG, WebP and BMP are read)"):
         if (picture := read_picture(path)) is not None:
             return picture
         with VideoFile(str(path), identify=False) as video:
