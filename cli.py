@@ -828,6 +828,7 @@ def weights_check(ctx: typer.Context, preset: Preset = None, set_: Set = None) -
         console.print(f"The preset '{config.preset}' needs no pretrained file.")
     bad = 0
     for need in needed:
+        stopping.check()
         state = weights.check(need.known, need.path) if need.known and need.path else need.state
         bad += weights_list.is_bad(state)
         console.say(weights_list.checked(need, state))

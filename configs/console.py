@@ -13,7 +13,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.text import Text
 
-from configs.redaction import redact
+from configs.redaction import redact, redact_urls
 from configs.shown import visible
 
 
@@ -33,7 +33,7 @@ class Terminal(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Every string comes by here, cells of tables too."""
-        return super().render_str(visible(text), **options)
+        return super().render_str(_safe(text), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print strings, things that rich can draw, and everything else as its ``str``."""
@@ -46,15 +46,19 @@ class Terminal(Console):
 
     def note(self, sentence: str) -> None:
         """Print a remark that changes nothing."""
-        self.print(Text.assemble(("note: ", "yellow"), visible(sentence)), soft_wrap=True)
+        self.print(Text.assemble(("note: ", "yellow"), _safe(sentence)), soft_wrap=True)
 
     def error(self, sentence: str) -> None:
         """Print why a command ends."""
-        self.print(Text.assemble(("error: ", "bold red"), visible(sentence)), soft_wrap=True)
+        self.print(Text.assemble(("error: ", "bold red"), _safe(sentence)), soft_wrap=True)
 
     def crash(self, error: BaseException) -> None:
         """Print the traceback of an error that nobody foresaw, without credentials."""
         self.print(redact("".join(traceback.format_exception(error)).rstrip()), soft_wrap=True)
+
+
+def _safe(text: str) -> str:
+    return visible(redact_urls(text))
 
 
 def take_any_text() -> None:

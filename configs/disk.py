@@ -36,7 +36,7 @@ def refusal(error: BaseException | None) -> str | None:
         for number, why in _WHY.items():
             if os.strerror(number) in text or f"os error {number})" in text:
                 return why
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 
@@ -73,9 +73,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)  # a link in its place would be followed
         try:
             yield part
+            sync(part)
             part.replace(target)
+            sync(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_room(place: str | os.PathLike[str], needed: int, what: str) -> None:

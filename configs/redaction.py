@@ -14,7 +14,7 @@ _URL = re.compile(r"(?<![\w+.-])[A-Za-z][A-Za-z0-9+.-]{0,40}://[^\s'\"<>]++")
 _PORT = re.compile(r"[^/:@?#]*:\d{0,5}(?:[/?#]|$)|\[")  # or the address of an IPv6 host
 _KEY = re.compile(r"(?<![\w.%-])(?P<key>[\w.%-]++)(?P<sep>['\"]?\s{0,8}+(?:=|:(?!//))\s{0,8}+)")
 _VALUE = re.compile(
-    r"(?P<scheme>(?:Bearer|Basic|Digest|Token)\s{1,8}+)?(?:(?P<quote>[\"'])(?:(?!(?P=quote)).)*+(?P=quote)?|[^\s'\",;&}\])]++)",
+    r"(?P<scheme>(?:Bearer|Basic|Digest|Token)\s{1,8}+)?(?:(?P<quote>[\"'])(?:\\.|(?!(?P=quote)).)*+(?P=quote)?|[^\s'\",;&}\])]++)",
     re.IGNORECASE | re.DOTALL,
 )
 _BEARER = re.compile(r"(?<!\w)(?P<scheme>Bearer|Basic)\s{1,8}+[\w.~+/=-]{8,}+", re.IGNORECASE)
@@ -50,6 +50,11 @@ def redact(text: str) -> str:
     for value in _secrets(tuple(os.environ.items())):
         text = text.replace(value, HIDDEN)
     return text
+
+
+def redact_urls(text: str) -> str:
+    """``text`` with the URLs in it as :func:`redact_address` leaves them; for results, whose ``KEY=…`` are commands."""
+    return _URL.sub(lambda match: redact_address(match.group()), text)
 
 
 def redact_address(address: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from configs import disk
+from configs import disk, stopping
 from configs.errors import EchoForgeError
 from curation import spreadsheet
 from evaluation.config import MetricsConfig
@@ -48,6 +48,7 @@ def evaluate(
     for name, video in videos.items():
         given = (scores or {}).get(name, {})
         for metric in config.metrics:
+            stopping.check()
             rows.append({"video": name, "metric": metric} | _row(metric, video, references.get(name), given))
     return pd.DataFrame(rows, columns=["video", "metric", "value", "unit", "better", "note"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from configs import folders
+from configs import folders, stopping
 from configs.errors import EchoForgeError
 from pipeline import generation, ledger, seal, store, tables
 from pipeline.generation import AGAIN, FILE, NAMES, REPORT_FILE, RUN_FILE
@@ -63,6 +63,7 @@ def _tables(out: str, looked: list[int], notes: list[str]) -> Iterator[str]:
         if not files[name] and (now is not None or any(files.values())):
             yield f"'{store.join(out, name)}' holds no table; {AGAIN}."
         for file in files[name]:
+            stopping.check()
             looked[0] += 1
             try:
                 generation.check_whole(file)

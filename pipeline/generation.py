@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from configs import disk, stopping
 from configs.errors import EchoForgeError
 from configs.paths import is_remote
 from configs.shown import one_line
@@ -211,6 +212,7 @@ class Change:
         Raises:
             StoreError: it cannot be written.
         """
+        stopping.check()  # before the switch nothing has changed
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         data = sink.getvalue()
@@ -259,7 +261,7 @@ class Change:
                 item.hidden = None
         for name in NAMES:
             if not is_remote(self._out) and self._parts[name]:
-                store.sync(store.local(store.join(self._out, name)))
+                disk.sync(store.local(store.join(self._out, name)))
         self._staged = []  # from here on they may be the tables, also where the next line raises
         save(self._out, after)
         _sweep(self._out, after)

@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from configs import strict
+from configs import stopping, strict
 from configs.paths import absolute
 from configs.shown import one_line
 from pipeline import seal, store
@@ -512,10 +512,14 @@ def _faults(urls: list[str], check: Callable[[str], str | None], looked: list[in
             return one_line(error)[:_WHY].rstrip(".")
 
     with ThreadPoolExecutor(4) as pool:  # parts are in memory, whole: few at a time
-        for url, why in zip(urls, pool.map(one, urls), strict=True):
-            looked[0] += 1
-            if why:
-                yield url, why
+        try:
+            for url, why in zip(urls, pool.map(one, urls), strict=True):
+                stopping.check()
+                looked[0] += 1
+                if why:
+                    yield url, why
+        finally:
+            pool.shutdown(cancel_futures=True)  # else a stop would wait for all of them
 
 
 def _parquet_fault(url: str) -> str | None:

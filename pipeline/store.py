@@ -63,8 +63,11 @@ def local(url: str | os.PathLike[str]) -> Path:
 
 
 def place_of(url: str) -> str:
-    """``url`` as all names of one place are: a local path from the root on."""
-    return url.rstrip("/") if is_remote(url) else absolute(local(url))
+    """``url`` as all names of one place are: a local path from the root on, an address as listings of its store give it."""
+    if not is_remote(url):
+        return absolute(local(url))
+    fs, path = filesystem(url)
+    return str(fs.unstrip_protocol(path)).rstrip("/")
 
 
 def join(url: str | os.PathLike[str], *parts: str) -> str:
@@ -284,10 +287,10 @@ def writing(url: str) -> Iterator[Path]:
     target_path, path = local(url), temporary(url)
     try:
         yield path
-        sync(path)
+        disk.sync(path)
         check_guards(url)
         retrying(lambda: path.replace(target_path), f"writing '{url}'")
-        sync(target_path.parent)
+        disk.sync(target_path.parent)
     except OSError as error:
         if why := disk.refusal(error):
             raise WriteRefused(f"writing '{url}' failed: {why}.") from error
@@ -321,20 +324,11 @@ def fill(path: Path, data: bytes) -> None:
     """
     try:
         path.write_bytes(data)
-        sync(path)
+        disk.sync(path)
     except OSError as error:
         if why := disk.refusal(error):
             raise WriteRefused(f"writing below '{path.parent}' failed: {why}.") from error
         raise
-
-
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(url: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.redaction import redact, redact_address
+from configs.redaction import redact, redact_address, redact_urls
 
 SECRET = "hunter2/s3cr+t"
 
@@ -24,6 +24,7 @@ SECRET = "hunter2/s3cr+t"
         *(f"{name}={SECRET} host/b" for name in ("key", "pwd", "jwt", "code", "password", "AWS_SECRET_ACCESS_KEY", "accountKey")),
         f"storage_options={{'key': '{SECRET}', 'client_kwargs': {{'aws_session_token': \"{SECRET}\"}}}} host/b",
         f"password: {SECRET} host/b",
+        rf"{{'secret': 'a\'{SECRET}', 'end': 'host/b'}}",
         f"host/b cut off: key='{SECRET}",
         f"Authorization: Bearer {SECRET} host/b",
         f"headers bearer {SECRET}, host/b",
@@ -68,6 +69,11 @@ def test_files_are_found_by_their_redacted_name() -> None:
         redact_address(f"https://me:{SECRET}@host/key=3/a.mp4?key={SECRET}&v=1")
         == "https://***@host/key=3/a.mp4?key=***&v=1"
     )
+
+
+def test_results_keep_commands_and_lose_credentials() -> None:
+    text = f"s3://me:{SECRET}@host/b: 3 samples; set it with --set KEY=PATH or https://host/b?token={SECRET}"
+    assert redact_urls(text) == "s3://***@host/b: 3 samples; set it with --set KEY=PATH or https://host/b?token=***"
 
 
 @given(st.text(max_size=400))
