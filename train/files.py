@@ -10,7 +10,9 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
+
+from configs import members
 
 try:  # a training machine may have torch and little else
     from xxhash import xxh3_64 as _xxh3
@@ -102,26 +104,30 @@ def write_new(path: Path, text: str) -> None:
 
 def digest(path: Path) -> str:
     """``xxh3:…`` (it keeps up with the disk), or ``sha256:…`` where xxhash is not installed. Raises OSError."""
-    return _digest(path, "sha256" if _xxh3 is None else "xxh3")
+    with open_binary(path) as file:
+        return _digest(file, "sha256" if _xxh3 is None else "xxh3")
 
 
-def difference(path: Path, wanted: str) -> str | None:
-    """Why the file is not the one of which :func:`digest` said ``wanted``; None where it is."""
+def difference(folder: Path, name: str, wanted: str) -> str | None:
+    """Why the member ``name`` of ``folder`` is not the file of which :func:`digest` said ``wanted``; None where it is."""
     kind = wanted.partition(":")[0]
     if kind == "xxh3" and _xxh3 is None:
         return "its digest is of the kind xxh3, and the package xxhash is not installed here (pip install xxhash)"
     if kind not in ("xxh3", "sha256"):
         return "its digest is of an unknown kind"
     try:
-        return None if _digest(path, kind) == wanted else f"its bytes are not those that were written ({kind} differs)"
+        with members.opened(folder, name) as file:
+            same = _digest(file, kind) == wanted
+    except members.BadMember as error:
+        return str(error).rstrip(".")
     except OSError as error:
         return reason(error)
+    return None if same else f"its bytes are not those that were written ({kind} differs)"
 
 
-def _digest(path: Path, kind: str) -> str:
+def _digest(file: IO[bytes], kind: str) -> str:
     hasher: Any = hashlib.sha256() if kind == "sha256" else _xxh3()
     block = memoryview(bytearray(_BLOCK))
-    with open_binary(path) as file:
-        while count := file.readinto(block):  # type: ignore[attr-defined]
-            hasher.update(block[:count])
+    while count := file.readinto(block):  # type: ignore[attr-defined]
+        hasher.update(block[:count])
     return f"{kind}:{hasher.hexdigest()}"

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from configs import members
 from configs.shown import one_line
 from train import files
 from train.files import Damaged
@@ -33,7 +34,7 @@ def read(folder: Path) -> dict[str, str]:
     """Digests by path relative to ``folder``.
 
     Raises:
-        Damaged: the manifest itself is.
+        Damaged: the manifest itself is, or names something that does not lie below ``folder``.
     """
     text = files.read_bytes(folder / MANIFEST, files.MAX_JSON)
     try:
@@ -41,9 +42,12 @@ def read(folder: Path) -> dict[str, str]:
         whole = text == _text(digests).encode()
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False
-    if not whole or not all(isinstance(value, str) for value in digests.values()):
+    if not whole or not isinstance(digests, dict) or not all(isinstance(value, str) for value in digests.values()):
         raise Damaged(f"{MANIFEST} is not as it was written")
-    return digests  # type: ignore[no-any-return]
+    try:
+        return {members.relative(name): digest for name, digest in digests.items()}
+    except members.BadMember as error:
+        raise Damaged(f"{MANIFEST} cannot be followed: {str(error).rstrip('.')}") from error
 
 
 def check(folder: Path, wanted: Callable[[str], bool]) -> None:
@@ -56,7 +60,7 @@ def check(folder: Path, wanted: Callable[[str], bool]) -> None:
         Damaged: names the first one that is missing or not as it was written.
     """
     for name, digest in read(folder).items():
-        if wanted(name) and (why := files.difference(folder / name, digest)):
+        if wanted(name) and (why := files.difference(folder, name, digest)):
             raise Damaged(f"{one_line(name)}: {why}")
 
 

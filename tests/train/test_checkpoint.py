@@ -32,6 +32,7 @@ from model.transformer import EchoMimicTransformer
 from train import checkpoint, manifest, negatives, reference
 from train.checkpoint import Progress, State
 from train.ema import EMA
+from train.files import digest
 from train.guard import Guard
 from train.log import METRICS_FILE, Log, read_metrics
 from workflows.networks import check_network, load_network
@@ -291,6 +292,30 @@ def test_a_damaged_file_is_named_with_the_remedy(whole: Path, config: Config, tm
 def resume_and_check(path: Path, config: Config) -> None:
     check_network(path, config)
     resume(path, config)
+
+
+@pytest.mark.parametrize(
+    "files", [[], "x", 5, None, {"progress.json": 5}, {"a\0b": "sha256:"}, {"a/../b": "sha256:"}], ids=str
+)
+def test_a_manifest_of_another_form_is_refused_though_its_own_digest_is_right(
+    whole: Path, config: Config, tmp_path: Path, files: Any
+) -> None:
+    path = without_digests(whole / "step-000003", tmp_path)
+    (path / manifest.MANIFEST).write_text(manifest._text(files))
+    refused(lambda: resume(path, config), path.name, manifest.MANIFEST)
+
+
+@pytest.mark.parametrize("way", ["parent", "absolute", "link on the way"])
+def test_a_manifest_opens_nothing_outside_the_checkpoint(whole: Path, config: Config, tmp_path: Path, way: str) -> None:
+    """Not even to find that its digest is right."""
+    path = without_digests(whole / "step-000003", tmp_path)
+    (tmp_path / "outside").mkdir()
+    secret = tmp_path / "outside" / "secret.txt"
+    secret.write_text("secret")
+    (path / "link").symlink_to(tmp_path / "outside")
+    name = {"parent": "../outside/secret.txt", "absolute": str(secret), "link on the way": "link/secret.txt"}[way]
+    (path / manifest.MANIFEST).write_text(manifest._text({name: digest(secret)}))
+    refused(lambda: resume(path, config), path.name, "lies ")
 
 
 def test_a_guard_without_its_numbers_is_named() -> None:
