@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ METADATA = "metadata.json"
 FORMAT = "echoforge-state-1"
 _FILE_BYTES = 2**30
 """A file holds about so much, because its tensors are copied from the GPU before it is written."""
+_MOST_AXES = 5
+"""Along which chunks may be cut: those of the patch embedding's weights, the tensor of ours with the most."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16,
@@ -218,7 +221,7 @@ def check(name: str, tensor: Stored) -> Stored:
     """``tensor``, which somebody else described.
 
     Raises:
-        Damaged: its chunks do not lie inside it, do not fill it, or lie in files elsewhere.
+        Damaged: its chunks do not lie inside it, overlap, leave a part of it out, or lie in files elsewhere.
     """
     numbers = [n for c in tensor.chunks for n in (*c.offset, *c.shape, c.start, c.length)] + list(tensor.shape)
     sound = all(type(n) is int and 0 <= n < 2**63 for n in numbers) and isinstance(tensor.dtype, torch.dtype)
@@ -227,9 +230,28 @@ def check(name: str, tensor: Stored) -> Stored:
             o + n <= size for o, n, size in zip(c.offset, c.shape, tensor.shape, strict=True)
         )
         sound = sound and inside and bool(re.fullmatch(r"[\w-]+\.\w+", c.file, re.ASCII))
-    if not sound or sum(math.prod(c.shape) for c in tensor.chunks) != math.prod(tensor.shape):
+    if not sound or not _fill(tensor.shape, [c for c in tensor.chunks if 0 not in c.shape]):
         raise Damaged(f"the metadata does not say where '{one_line(name)[:200]}' lies")
     return tensor
+
+
+def _fill(shape: tuple[int, ...], chunks: list[Chunk]) -> bool:
+    """Whether each element of a tensor lies in one of ``chunks``, which lie inside it and are not empty.
+
+    How often an element is held, as a function of its place, is known from its mixed difference: each box adds its
+    corners, with a sign. So boxes fill a larger one exactly where, of all their corners, its own are left.
+    """
+    if sum(math.prod(c.shape) for c in chunks) != math.prod(shape):
+        return False
+    cut = [axis for axis, size in enumerate(shape) if any(c.shape[axis] != size for c in chunks)]
+    if len(cut) > _MOST_AXES:
+        return False
+    corners: dict[tuple[int, ...], int] = defaultdict(int)
+    boxes = [([c.offset[a] for a in cut], [c.shape[a] for a in cut], 1) for c in chunks]
+    for offset, size, sign in [*boxes, ([0] * len(cut), [shape[a] for a in cut], -1)]:
+        for corner in product(*(((o, 1), (o + n, -1)) for o, n in zip(offset, size, strict=True))):
+            corners[tuple(place for place, _ in corner)] += sign * math.prod(s for _, s in corner)
+    return 0 in shape or not any(corners.values())
 
 
 def writer_of(file: str) -> int:

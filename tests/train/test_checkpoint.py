@@ -8,10 +8,12 @@ import pickle
 import random
 import re
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, combinations_with_replacement, product
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ from model.transformer import EchoMimicTransformer
 from train import checkpoint, manifest, negatives, reference
 from train.checkpoint import Progress, State
 from train.ema import EMA
-from train.files import digest
+from train.files import Damaged, digest
 from train.guard import Guard
 from train.log import METRICS_FILE, Log, read_metrics
+from train.state_storage import Chunk, Stored, check
 from workflows.networks import check_network, load_network
 
 SMALL = [
@@ -339,6 +342,47 @@ METADATA_LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no type": lambda t: t.update(dtype="os.system"),
     "many": lambda t: t["chunks"].extend(t["chunks"] * 1000),
 }
+
+
+def fills(shape: tuple[int, ...], boxes: Iterable[tuple[tuple[int, int], ...]]) -> bool:
+    """Whether chunks are believed to hold a tensor; a box is (offset, size) of each axis."""
+    chunks = (Chunk(tuple(o for o, _ in box), tuple(n for _, n in box), "0-a-0.safetensors") for box in boxes)
+    try:
+        check("t", Stored(torch.float32, shape, tuple(chunks)))
+    except Damaged:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 2), (1, 3), (0, 2)], ids=str)
+def test_chunks_are_believed_where_each_element_lies_in_one_of_them(shape: tuple[int, ...]) -> None:
+    """All sets of up to four boxes; empty ones, which a rank without a share of a tensor writes, change nothing."""
+    spans = [[(o, n) for o in range(size + 1) for n in range(size + 1 - o)] for size in shape]
+    boxes = [box for box in product(*spans) if all(n for _, n in box) or not any(o for o, _ in box[1:])]
+    for some in chain.from_iterable(combinations_with_replacement(boxes, count) for count in range(5)):
+        held = torch.zeros(shape)
+        for box in some:
+            held[tuple(slice(o, o + n) for o, n in box)] += 1
+        assert fills(shape, some) == bool((held == 1).all()), some
+
+
+def test_many_chunks_are_looked_at_fast() -> None:
+    began = time.monotonic()
+    assert fills((40_000, 3), [((row, 1), (0, 3)) for row in range(40_000)])
+    assert not fills((2,) * 14, [((0, 1),) * 14] * 2**14), "more corners than a checkpoint of ours can have"
+    assert time.monotonic() - began < 5
+
+
+def test_an_old_checkpoint_whose_chunks_overlap_is_refused(tmp_path: Path, config: Config) -> None:
+    path = as_plain_dcp(save(tmp_path, config, 4), {"model.x": torch.ones(2)})
+    where = path / "state" / ".metadata"
+    metadata = pickle.loads(where.read_bytes())
+    chunk = replace(metadata.state_dict_metadata["model.x"].chunks[0], sizes=torch.Size([1]))
+    metadata.state_dict_metadata["model.x"].chunks = [chunk, chunk]
+    index, place = next(iter(metadata.storage_data.items()))
+    metadata.storage_data = {index: place, MetadataIndex("model.y", index.offset): place}
+    where.write_bytes(pickle.dumps(metadata))
+    refused(lambda: resume(path, config), path.name, "model.x")
 
 
 @pytest.mark.parametrize("lie", METADATA_LIES)
