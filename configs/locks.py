@@ -33,6 +33,7 @@ from configs.shown import one_line
 LOCK_FILE = ".echoforge.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)  # what network file systems answer
 _MOST_TEXT = 4096  # bytes read of a lock file: ours have some 300, and a stranger's may have any number
+_NO_NOTE = (ValueError, TypeError, KeyError, OverflowError, RecursionError)  # what a text that is none raises
 _TURNS = 100  # to open a file in a folder that others make and take away
 _WRITES_S = 1.0  # a holder writes who it is right after it has locked
 
@@ -129,7 +130,7 @@ def note(command: str) -> str:
 
 def dead(text: str) -> bool:
     """Whether the maker of a :func:`note` is known to be dead: a process of this machine that is gone."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(*_NO_NOTE):
         said = json.loads(text)
         who = processes.Process(str(said["host"]), str(said["space"]), int(said["pid"]), int(said["started"]))
         return bool(who.space) and processes.lives(who) is False
@@ -144,7 +145,7 @@ def refusal(what: str, place: str, text: str) -> str:
         said: dict[str, Any] = json.loads(text)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(said["since"])))
         who = f"`{said['command']}` (process {int(said['pid'])} on {said['host']}, since {since})"
-    except (ValueError, TypeError, KeyError, OverflowError, OSError):
+    except (*_NO_NOTE, OSError):
         return f"{where} another process; {wait}."
     return f"{where} {one_line(who)[:300]}; {wait}."
 

@@ -139,6 +139,15 @@ print(got)
         assert int(out) > 10
 
 
+@pytest.mark.parametrize("text", ["[" * 4096, "5", "[]", "\0", "Infinity", None], ids=lambda text: str(text)[:9])
+def test_a_note_that_nobody_wrote_has_an_unknown_owner(text: str | None) -> None:
+    if text is None:  # ours, but for one number
+        about = json.loads(locks.note("train"))
+        text = json.dumps(about | {"pid": float("inf"), "since": float("nan")})
+    assert not locks.dead(text)
+    assert "by another process" in locks.refusal("run", "run", text)
+
+
 def test_a_strangers_lock_file_is_not_followed_and_not_obeyed(tmp_path: Path) -> None:
     precious, folder = tmp_path / "precious", tmp_path / "run"
     precious.write_text("mine")
