@@ -521,10 +521,10 @@ Stage = Annotated[str | None, typer.Option("--stage", help="[default: the newest
 
 def _negatives_folder(run: Path, stage: str | None) -> Path:
     from configs import folders
-    from train.negatives import FOLDER, SAMPLES_FILE
+    from train.negatives import FOLDER, SAMPLES_FILE, folder
 
     if stage is not None:
-        return run / FOLDER / stage
+        return folder(run, stage)
     found = sorted((run / FOLDER).glob(f"*/{SAMPLES_FILE}"), key=lambda p: p.stat().st_mtime)
     if not found:
         what = "" if any(kind.name == "run" for kind in folders.kinds(run)) else f": {folders.found(run, 'run')}"

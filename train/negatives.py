@@ -23,7 +23,7 @@ from configs import members, reviews
 from configs.dataset_schema import NEGATIVES, SPLITS
 from configs.errors import EchoForgeError
 from configs.shown import one_line
-from train import files
+from train import files, stages
 from train.config import LoaderConfig
 from train.index import SampleIndex, open_index
 
@@ -47,8 +47,8 @@ class Negative:
 
 
 def folder(run: Path, stage: str) -> Path:
-    """Where the negatives of a stage lie."""
-    return run / FOLDER / stage
+    """Where the negatives of a stage lie. Raises ConfigError where a stage cannot be called so."""
+    return run / FOLDER / stages.check_name(stage)
 
 
 def gathered(run: Path, stage: str) -> bool:

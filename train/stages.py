@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from configs import members
 from configs.errors import ConfigError
+from configs.shown import one_line
 from train.config import OptimConfig, StageConfig, TasksConfig, TrainConfig
 
 
@@ -30,13 +32,14 @@ def plan(cfg: TrainConfig) -> list[Stage]:
     """Lay the stages end to end.
 
     Raises:
-        ConfigError: no stage, a name twice, steps missing, or an `ndpo` stage with no `negatives` stage before it.
+        ConfigError: no stage, a bad name or one twice, steps missing, or an `ndpo` stage with no `negatives` stage before it.
     """
     if not cfg.stages:
         raise ConfigError("configuration key 'stages' is empty; a run needs at least one stage.")
     stages: list[Stage] = []
     step, gathered = 0, list[str]()
     for index, stage in enumerate(cfg.stages):
+        check_name(stage.name)
         if any(stage.name == other.name for other in stages):
             raise ConfigError(f"two stages are called '{stage.name}'; give each its own name.")
         if (stage.kind == "negatives") != (stage.steps == 0):
@@ -55,6 +58,23 @@ def plan(cfg: TrainConfig) -> list[Stage]:
     for mix in [cfg.tasks.mix, *(s.mix for s in cfg.stages if s.mix is not None)]:
         check_mix(mix)
     return stages
+
+
+def check_name(name: str) -> str:
+    """``name`` itself, when a folder of a run can be called so: that of the stage's negatives is.
+
+    Raises:
+        ConfigError: it leads elsewhere, or to a hidden folder.
+    """
+    try:
+        if "/" not in members.relative(name) and not name.startswith("."):
+            return name
+    except members.BadMember:
+        pass
+    raise ConfigError(
+        f"stage '{one_line(name)[:200]}' cannot be called so: its folder in the run has the same name; take one "
+        "without '/', '\\', ':', '%', '?' and '#' that does not begin with a dot."
+    )
 
 
 def check_mix(mix: Mapping[str, float]) -> None:

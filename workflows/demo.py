@@ -326,7 +326,8 @@ def _page(
     funnel = [("files", sum(curated.videos.values()), 0.0), ("clips", total, sum(hours.values()))]
     funnel += [(verdict, curated.clips[verdict], hours.get(verdict, 0.0)) for verdict in ("keep", "hold", "reject")
                if curated.clips.get(verdict)]  # fmt: skip
-    folder = negatives.folder(Path("run"), next((s.name for s in planned if s.cfg.kind == "negatives"), ""))
+    folders = (negatives.folder(Path("run"), s.name) for s in planned if s.cfg.kind == "negatives")
+    folder = next(folders, Path("run") / negatives.FOLDER)
     return DemoPage(
         title="EchoForge: the whole loop on a puppet world",
         statement=STATEMENT,

@@ -220,6 +220,8 @@ MISTAKES = [
         ("negatives export catalog --out new.csv", "'catalog' has no gathered negatives", "it is a catalog"),
         ("negatives review dataset", "'dataset' has no gathered negatives", "it is a dataset"),
         ("negatives stats run --stage zzz", "zzz", "negatives gather"),
+        ("negatives stats run --stage ../../run/negatives/n", "stage '../../run/negatives/n' cannot be called so"),
+        ("negatives gather run dataset --stage ../n", "no negatives stage '../n'", "negatives-1"),
         ("negatives export run --out empty", "--out empty is a folder", ".csv"),
         ("negatives gather nowhere dataset", "'nowhere' has none: it does not exist", "train first"),
         ("negatives gather catalog dataset", "'catalog' has none: it is a catalog"),

@@ -28,11 +28,12 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from configs import schema, strict
 from configs.dataset_schema import NEGATIVES
-from configs.errors import EchoForgeError
+from configs.errors import ConfigError, EchoForgeError
 from configs.schema import Config
 from model.transformer import EchoMimicTransformer
-from train import checkpoint, manifest, negatives, reference
+from train import checkpoint, manifest, negatives, reference, stages
 from train.checkpoint import Progress, State
+from train.config import StageConfig
 from train.ema import EMA
 from train.files import Damaged, digest
 from train.guard import Guard
@@ -547,6 +548,14 @@ def test_a_damaged_cache_of_the_reference_is_named(tmp_path: Path) -> None:
     path.unlink()
     os.mkfifo(path)
     refused(lambda: reference.read(path), "cache.parquet")
+
+
+@pytest.mark.parametrize("name", ["../../../evil", "/evil", "a/b", "..", ".hidden", "", "a\0b", "a\\b"])
+def test_the_name_of_a_stage_leads_to_no_other_folder(tmp_path: Path, config: Config, name: str) -> None:
+    planned = replace(config.train, stages=(StageConfig("s", "sft", 1), StageConfig(name, "negatives")))
+    for call in (lambda: stages.plan(planned), lambda: negatives.folder(tmp_path, name)):
+        with pytest.raises(ConfigError, match=r"stage '.*' cannot be called so"):
+            call()
 
 
 def test_a_table_of_negatives_that_lies_is_refused(tmp_path: Path) -> None:
