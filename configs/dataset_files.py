@@ -231,35 +231,45 @@ _NEEDED_OF = {
 }
 
 
+def check_present(table: pa.Table, dataset: str, columns: Collection[str]) -> pa.Table:
+    """``table`` itself, when every row of an index has a value in each of ``columns``.
+
+    Raises:
+        Damaged: one has not; `shards verify` names all.
+    """
+    for name in columns:
+        if table[name].null_count:
+            raise _bad_row(dataset, f"a row has no {name}")
+    return table
+
+
+def _bad_row(dataset: str, what: str) -> Damaged:
+    return Damaged(dataset, INDEX_FILE, f"{what} (`shards verify` names every row)")
+
+
 def check_rows(table: pa.Table, dataset: str) -> pa.Table:
     """``table`` itself, when every row can be used: ids that are names, nothing missing, tars inside the dataset.
 
     Raises:
         Damaged: one cannot; `shards verify` names all.
     """
-
-    def refuse(what: str) -> Damaged:
-        return Damaged(dataset, INDEX_FILE, f"{what} (`shards verify` names every row)")
-
-    for name in _NEEDED:
-        if table[name].null_count:
-            raise refuse(f"a row has no {name}")
+    check_present(table, dataset, _NEEDED)
     if not pc.all(pc.match_substring_regex(table["sample_id"], _SAMPLE_ID), min_count=0).as_py():
-        raise refuse("a sample_id is not a plain name")
+        raise _bad_row(dataset, "a sample_id is not a plain name")
     tars: set[str] = set()
     for kind, needed in _NEEDED_OF.items():
         items = pc.list_flatten(table[kind]).combine_chunks()
         if items.null_count or any(items.field(name).null_count for name in needed):
-            raise refuse(f"an entry of {kind} is incomplete")
+            raise _bad_row(dataset, f"an entry of {kind} is incomplete")
         for name in ("offset", "length"):
             if (pc.min(items.field(name)).as_py() or 0) < 0:
-                raise refuse(f"an entry of {kind} has a negative {name}")
+                raise _bad_row(dataset, f"an entry of {kind} has a negative {name}")
         tars.update(pc.unique(items.field("tar")).to_pylist())
     for tar in tars:
         try:
             check_tar(tar)
         except members.BadMember as error:
-            raise refuse(str(error)) from error
+            raise _bad_row(dataset, str(error)) from error
     return table
 
 

@@ -139,12 +139,12 @@ def open_index(dataset: str | Path, *, split: str, keep: KeepConfig) -> SampleIn
     """Read ``DATASET/index.parquet`` and keep the rows of ``split`` that satisfy ``keep``.
 
     Raises:
-        EchoForgeError: no index there, a column is missing, an unknown split or score, or nothing is left.
+        EchoForgeError: no index there, it is damaged, a column is missing, an unknown split or score, or nothing is left.
     """
     root = str(dataset).rstrip("/")
     if split not in SPLITS:
         raise EchoForgeError(f"split '{split}' is unknown; a dataset has {', '.join(SPLITS)}.")
-    table = dataset_files.read_index(fetcher(root), root)
+    table = _rows(root)
     table = table.filter(pc.equal(table.column("split"), split))
     present = table.num_rows
     table = table.filter(keep_mask(table, keep)) if present else table
@@ -153,14 +153,36 @@ def open_index(dataset: str | Path, *, split: str, keep: KeepConfig) -> SampleIn
             f"dataset '{root}' has no sample left to read in split '{split}' ({present} before the keep-list): "
             "relax loader.keep, or shard more videos."
         )
-    table = table.sort_by("sample_id").combine_chunks()
+    table = _unique(table, root).sort_by("sample_id").combine_chunks()
     ids, buckets = table.column("sample_id").to_pylist(), table.column("bucket").to_pylist()
-    if len(set(ids)) != len(ids):
-        raise EchoForgeError(f"the index of '{root}' names a sample twice; run `shards verify {root}`.")
     digest = hashlib.sha256("\n".join(f"{i} {b}" for i, b in zip(ids, buckets, strict=True)).encode())
     names = np.asarray(buckets)
     members = {name: np.flatnonzero(names == name) for name in sorted(set(buckets))}
     return SampleIndex(root, split, digest.hexdigest()[:16], table, members)
+
+
+def read_samples(dataset: str | Path, ids: Iterable[str], *, keep: KeepConfig) -> pa.Table:
+    """The rows of the samples ``ids``, of whatever split, that satisfy ``keep``.
+
+    Raises:
+        EchoForgeError: as :func:`open_index`; that none is left is no error.
+    """
+    root = str(dataset).rstrip("/")
+    table = _rows(root)
+    table = table.filter(pc.is_in(table.column("sample_id"), pa.array(sorted(set(ids)), pa.string())))
+    return _unique(table.filter(keep_mask(table, keep)) if table.num_rows else table, root)
+
+
+def _rows(root: str) -> pa.Table:
+    """All rows. What else is wrong with one makes it a bad sample when it is used; without these it is none at all."""
+    table = dataset_files.read_index(fetcher(root), root)
+    return dataset_files.check_present(table, root, ("sample_id", "bucket", "split"))
+
+
+def _unique(table: pa.Table, root: str) -> pa.Table:
+    if pc.count_distinct(table.column("sample_id")).as_py() != table.num_rows:
+        raise EchoForgeError(f"the index of '{root}' names a sample twice; run `shards verify {root}`.")
+    return table
 
 
 def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from configs import members, reviews
-from configs.dataset_schema import NEGATIVES, SPLITS
+from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
 from configs.shown import one_line
 from train import files, stages
 from train.config import LoaderConfig
-from train.index import SampleIndex, open_index
+from train.index import SampleIndex, read_samples
 
 FOLDER = "negatives"
 SAMPLES_FILE = "samples.parquet"
@@ -116,23 +116,18 @@ def condition_index(dataset: str | Path, loader: LoaderConfig, negatives: Sequen
     """An index with one row per negative (its id in ``sample_id``), so that the ordinary loader reads their conditions.
 
     Raises:
-        EchoForgeError: a sample that a negative was generated from is no longer in the dataset.
+        EchoForgeError: a sample that a negative was generated from is no longer in the dataset, or the dataset cannot be
+            read.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    root = ""
-    for split in SPLITS:
-        try:
-            index = open_index(dataset, split=split, keep=loader.keep)
-        except EchoForgeError:
-            continue  # a split may be empty
-        rows |= {row["sample_id"]: row for row in index.table.to_pylist()}
-        root = index.root
+    wanted = {name for n in negatives for name in (n.sample_id, n.audio_source)}
+    found = read_samples(dataset, wanted, keep=loader.keep)
+    rows = {row["sample_id"]: row for row in found.to_pylist()}
     picked = [_condition_row(negative, rows) for negative in negatives]
     buckets = np.asarray([row["bucket"] for row in picked])
     digest = hashlib.sha256("\n".join(n.negative_id for n in negatives).encode()).hexdigest()[:16]
     members = {str(name): np.flatnonzero(buckets == name) for name in sorted(set(buckets))}
-    table = pa.Table.from_pylist(picked, schema=index.table.schema)
-    return SampleIndex(root, "negatives", digest, table, members)
+    table = pa.Table.from_pylist(picked, schema=found.schema)
+    return SampleIndex(str(dataset).rstrip("/"), "negatives", digest, table, members)
 
 
 def _condition_row(negative: Negative, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:

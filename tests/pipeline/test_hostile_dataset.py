@@ -18,7 +18,8 @@ from safetensors.torch import save
 
 from benchmarks.synthetic_shards import write_dataset
 from configs import schema
-from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, NEGATIVES, PROMPTS_FILE
+from configs.dataset_files import Damaged, Digests
+from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX, INDEX_FILE, NEGATIVES, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.reviews import Judgement
 from curation.review import page
@@ -347,3 +348,49 @@ def test_a_source_that_never_ends_is_not_hashed(tmp_path: Path) -> None:
     for place in ("/dev/zero", str(tmp_path / "pipe")):
         with pytest.raises(identity.WrongSource, match="not a regular file"):
             identity.check({"source_uri": place, "video_id": "0" * 16})
+
+
+# ------------------------------------------------------------------------------------------------ conditions of negatives
+
+
+LOADER = LoaderConfig(KeepConfig(), 2, "whisper", "any", 1, 0, True, True, "stop", 0)
+
+
+def conditions(root: Path, out: Path) -> None:
+    sample = write_dataset(out, {BUCKET: 1})[0]["sample_id"]  # that of the first row of every such dataset
+    one = negatives.Negative("n", sample, sample, "i2v", "other", root / "latents", None)
+    (row,) = negatives.condition_index(root, LOADER, [one]).table.to_pylist()
+    assert (row["sample_id"], row["bucket"]) == ("n", BUCKET)
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "unfinished": (lambda root: (root / DIGESTS_FILE).write_bytes(Digests({}, "shard").to_bytes()), "is unfinished"),
+    "damaged": (lambda root: (root / INDEX_FILE).write_bytes(b"PAR1"), "cannot be used"),
+    "no index": (lambda root: (root / INDEX_FILE).unlink(), "holds no index"),
+    "empty": (lambda root: pq.write_table(INDEX.empty_table(), root / INDEX_FILE), "no longer keeps"),
+    "twice": (
+        lambda root: pq.write_table(pa.concat_tables([pq.read_table(root / INDEX_FILE)] * 2), root / INDEX_FILE),
+        "names a sample twice",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_the_conditions_of_negatives_are_refused_for_what_is_wrong(case: str, tmp_path: Path) -> None:
+    root = make(tmp_path / "dataset")
+    conditions(root, tmp_path / "before")  # three of its four splits are empty
+    damage, sentence = UNUSABLE[case]
+    damage(root)
+    with pytest.raises(EchoForgeError, match=sentence):
+        conditions(root, tmp_path / "after")
+
+
+@pytest.mark.parametrize("reader", [load_all, stream_all, captions, conditions], ids=lambda reader: reader.__name__)
+@pytest.mark.parametrize("column", ["sample_id", "bucket", "split"])
+def test_a_row_without_a_name_or_a_place_is_damage(
+    column: str, reader: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    root = make(tmp_path / "dataset")
+    edit(root, lambda row: row.update({column: None} if row["sample_id"] == _ids(root)[1] else {}))
+    with pytest.raises(Damaged, match=f"a row has no {column}"):
+        reader(root, tmp_path / "out")
