@@ -61,7 +61,7 @@ class GatherSummary:
 
 
 class GatherWorker:
-    """Generates and measures. Built once per process: network and codec load once."""
+    """Generates and measures. Built once per process: network, codec and index load once."""
 
     def __init__(
         self, config: Config, dataset: str, step: Path, stage: str, weights: checkpoint.Weights, folder: Path
@@ -71,15 +71,15 @@ class GatherWorker:
         usable(self.device, "gather.device", "gather.share.gpus=0")
         self.network = load_network(step, config.model.transformer, self.device, weights)
         self.codec = load_codec(config.model.codec, self.device)
+        self.index = open_index(dataset, split=SPLIT, keep=config.train.loader.keep)
         self.prompts = inputs.read_prompts(dataset)
         self.digest = checkpoint.digest(step, weights) if checkpoint.is_pinned(step) else ""
 
     def run(self, payload: dict[str, Any]) -> Result:
         """``payload``: ``rows`` (of the negatives split), ``seeds``, ``task``."""
         config, task = self.config, payload["task"]
-        index = open_index(self.dataset, split=SPLIT, keep=config.train.loader.keep)
         count = len(payload["rows"])
-        chosen = _subset(index, payload["rows"])
+        chosen = _subset(self.index, payload["rows"])
         with Loader(
             self.dataset,
             config.train.loader,

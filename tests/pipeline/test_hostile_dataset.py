@@ -33,6 +33,7 @@ from train.index import open_index
 from train.inputs import read_prompts
 from train.loader import Loader
 from train.streaming import stream
+from workflows import gather
 from workflows.gather import _captions
 
 CONFIG = schema.load("tiny")
@@ -394,3 +395,17 @@ def test_a_row_without_a_name_or_a_place_is_damage(
     edit(root, lambda row: row.update({column: None} if row["sample_id"] == _ids(root)[1] else {}))
     with pytest.raises(Damaged, match=f"a row has no {column}"):
         reader(root, tmp_path / "out")
+
+
+def test_a_worker_that_gathers_reads_the_index_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make(tmp_path / "dataset", "negatives")
+    read: list[str] = []
+    monkeypatch.setattr(gather, "load_network", lambda *_: None)
+    monkeypatch.setattr(gather, "load_codec", lambda *_: None)
+    monkeypatch.setattr(gather, "Loader", lambda *_, **given: pytest.fail(f"{len(given['index'])} rows"))
+    monkeypatch.setattr(gather, "open_index", lambda *a, **k: (read.append("once"), open_index(*a, **k))[1])
+    worker = gather.GatherWorker(CONFIG, str(root), tmp_path / "step-000001", "n", "ema", tmp_path)
+    for row in (0, 1):
+        with pytest.raises(pytest.fail.Exception, match="1 rows"):
+            worker.run({"rows": [row], "ids": [_ids(root)[row]], "seeds": [1], "task": "i2v"})
+    assert read == ["once"]
