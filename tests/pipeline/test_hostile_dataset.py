@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -14,8 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save
 
+from benchmarks import synthetic_shards
 from benchmarks.synthetic_shards import write_dataset
 from configs import schema
 from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, NEGATIVES, PROMPTS_FILE
@@ -23,6 +26,7 @@ from configs.errors import EchoForgeError
 from configs.reviews import Judgement
 from curation.review import page
 from pipeline import identity, shards_edit
+from pipeline.card import SHEET_FILE
 from pipeline.shards_inspect import inspect
 from pipeline.shards_stats import stats
 from pipeline.shards_verify import verify
@@ -321,6 +325,26 @@ def test_a_damaged_small_file_is_one_sentence_with_its_name(
         message = str(error.value)
         assert name in message and "\n" not in message and len(message) < 1000
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
+
+
+@pytest.mark.parametrize("side", [11_000, 65_500])
+def test_a_huge_first_frame_leaves_its_place_white(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A JPEG of a few hundred bytes can promise 4 gigapixels; Pillow warns of the one and refuses the other."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "JPEG")
+    picture = stream.getvalue()
+    frame = picture.index(b"\xff\xc0") + 5  # SOF0: height and width follow its length and depth
+    picture = picture[:frame] + side.to_bytes(2, "big") * 2 + picture[frame + 4 :]
+    monkeypatch.setattr(synthetic_shards, "_files", lambda _: {"json": b"{}", "txt": b"a", "jpg": picture})
+    root = make(tmp_path / "dataset")
+    part(root, tmp_path / "part")
+    join(root, tmp_path / "whole")
+    for name in ("part", "whole"):
+        with Image.open(tmp_path / name / SHEET_FILE) as sheet:
+            assert sheet.convert("L").getextrema() == (255, 255)
+    assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
 
 
 def test_the_secret_was_worth_hiding(tmp_path: Path) -> None:
