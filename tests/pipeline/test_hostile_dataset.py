@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,14 +24,15 @@ from benchmarks.synthetic_shards import write_dataset
 from configs import schema
 from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, NEGATIVES, PROMPTS_FILE
 from configs.errors import EchoForgeError
+from configs.members import BadMember
 from configs.reviews import Judgement
 from curation.review import page
-from pipeline import identity, shards_edit
+from pipeline import dataset, identity, shards_edit
 from pipeline.card import SHEET_FILE
 from pipeline.shards_inspect import inspect
 from pipeline.shards_stats import stats
 from pipeline.shards_verify import verify
-from train import negatives
+from train import index, negatives
 from train.config import KeepConfig, LoaderConfig
 from train.index import open_index
 from train.inputs import read_prompts
@@ -345,6 +347,27 @@ def test_a_huge_first_frame_leaves_its_place_white(
         with Image.open(tmp_path / name / SHEET_FILE) as sheet:
             assert sheet.convert("L").getextrema() == (255, 255)
     assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
+
+
+def test_a_small_file_of_a_store_that_is_huge_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+    read: list[str] = []
+    whole = type(store).cat_file
+    monkeypatch.setattr(
+        type(store), "cat_file", lambda self, path, *a, **k: read.append(path) or whole(self, path, *a, **k)
+    )
+    store.pipe_file("/stranger/index.parquet", bytes(1001))
+    try:
+        for fetcher in (dataset.fetcher, index.fetcher):
+            with pytest.raises(BadMember, match=r"'index\.parquet' has 1001 bytes"):
+                fetcher("memory://stranger")(INDEX_FILE, 1000)
+            assert not read
+            assert len(fetcher("memory://stranger")(INDEX_FILE, 1001)) == 1001
+            with pytest.raises(FileNotFoundError):
+                fetcher("memory://stranger")("gone.json", 1000)
+            read.clear()
+    finally:
+        store.rm("/stranger", recursive=True)
 
 
 def test_the_secret_was_worth_hiding(tmp_path: Path) -> None:
