@@ -1,4 +1,4 @@
-"""One process at a time changes a run, a catalog, a dataset or a folder of negatives; who comes second is told at once.
+"""One process at a time changes a run, catalog, dataset or folder of negatives or weights; a second is told at once.
 
     with locked(folder, "run", "train"):
         ...

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs import stopping
+from configs import disk, stopping
 from configs.errors import EchoForgeError, MissingWeights
+from configs.locks import locked
 
 FUN_INP = "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP"
 ECHOMIMIC = "BadToBest/EchoMimicV3"
@@ -454,20 +454,23 @@ def fetch(file: WeightFile, report: Callable[[int, int], None] | None = None) ->
         report: called with (bytes so far, bytes in all or 0).
 
     Raises:
-        EchoForgeError: the source cannot be reached, what came has another size or digest, or the disk is too small.
+        Locked: another process fetches into the same folder.
+        Refused: the disk is too small, full or read-only; what came is kept.
+        EchoForgeError: the source cannot be reached, or what came has another size or digest.
     """
     target = folder() / file.path
+    with locked(target.parent, "weights folder", "weights fetch"):
+        _fetch(file, target, report)
+    return target
+
+
+def _fetch(file: WeightFile, target: Path, report: Callable[[int, int], None] | None) -> None:
     part = target.with_name(target.name + ".part")
     by_hand = f"get {file.address} by hand and put it at {target.absolute()}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         have = part.stat().st_size if part.exists() else 0
-        missing, free = (file.bytes or 0) - have, shutil.disk_usage(target.parent).free
-        if missing > free:
-            raise EchoForgeError(
-                f"{file.name} needs {missing / 1e9:.1f} GB at {target.parent.absolute()}, where {free / 1e9:.1f} GB are "
-                "free; make room, or export ECHOFORGE_WEIGHTS=FOLDER for a larger disk."
-            )
+        what = f"{file.name} in the weights folder ($ECHOFORGE_WEIGHTS)"
+        disk.check_room(target.parent, (file.bytes or 0) - have, what)
         if not (file.bytes and have == file.bytes):
             _download(file.address, part, have, report)
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's errors are OSErrors
@@ -478,7 +481,6 @@ def fetch(file: WeightFile, report: Callable[[int, int], None] | None = None) ->
             f"{file.name} came damaged, or its publisher changed it ({state}); nothing was kept: try again, or {by_hand}."
         )
     part.replace(target)
-    return target
 
 
 def _download(address: str, part: Path, have: int, report: Callable[[int, int], None] | None) -> None:
@@ -490,7 +492,7 @@ def _download(address: str, part: Path, have: int, report: Callable[[int, int], 
         if not (have and error.code == 416):  # the part is not the beginning of what the server has
             raise
         have, response = 0, urllib.request.urlopen(address, timeout=_TIMEOUT_S)
-    with response:
+    with response, disk.refused(part):
         done = have if getattr(response, "status", None) == 206 else 0
         rest = int(response.headers.get("Content-Length") or 0)
         total = done + rest if rest else 0

@@ -25,6 +25,7 @@ _TOLERANCE_S = 0.02  # time stamps off by less are jitter (containers round to 1
 _MARGIN_S = 0.05  # context for the resampling filter on either side
 _SEEK_FROM_S = 30.0  # decode from the start when the wanted sound begins earlier: always exact, and cheap
 _PREROLL_S = 2.0
+_PLANES = 8  # AV_NUM_DATA_POINTERS of FFmpeg's frame.h
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class SoundReader:
                 other.discard = av.stream.Discard.all
         position, placed = self._end, False
         for frame in _frames(container, stream):
-            samples = _planar(frame, self.rate, self.channels)
+            samples = _samples(frame, self.rate, self.channels)
             if frame.pts is not None:
                 wanted = round((cast(float, frame.time) - self._origin) * self.rate)
                 if abs(wanted - position) > _TOLERANCE_S * self.rate or not placed:
@@ -149,20 +150,26 @@ def _frames(container: Any, stream: Any) -> Iterator[av.AudioFrame]:
             broken += 1
 
 
-def _planar(frame: av.AudioFrame, rate: int, channels: int) -> np.ndarray:
-    """float32 [n, channels] at ``rate``, whatever the sample format; a stream that changes midway is conformed."""
-    if frame.sample_rate != rate or frame.layout.nb_channels != channels or frame.format.name != "fltp":
-        check_sound(frame.sample_rate, frame.layout.nb_channels)
-        layout = frame.layout.name if frame.layout.nb_channels == channels else ("mono" if channels == 1 else "stereo")
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+def _samples(frame: av.AudioFrame, rate: int, channels: int) -> np.ndarray:
+    """float32 [n, channels] at ``rate``, whatever the sample format; a stream that changes midway is conformed.
+
+    Eight planes and more are interleaved by FFmpeg first: PyAV looks for the end of a frame's planes by a null pointer,
+    which after the eighth is not there, and crashes.
+    """
+    own = frame.layout.nb_channels
+    if frame.sample_rate != rate or own != channels or frame.format.name != "fltp" or own >= _PLANES:
+        check_sound(frame.sample_rate, own)
+        layout = frame.layout.name if own == channels else ("mono" if channels == 1 else "stereo")
+        resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
         try:
-            parts = [f.to_ndarray() for f in (*resampler.resample(frame), *resampler.resample(None))]
+            parts = [*resampler.resample(frame), *resampler.resample(None)]
+            arrays = [f.to_ndarray().reshape(-1, f.layout.nb_channels) for f in parts]
         except (av.error.FFmpegError, ValueError) as error:
             message = f"its sound cannot be converted ({frame.format.name}, {frame.layout.name}); save it as WAV first."
             raise MediaError("decode", message) from error
-        data = np.concatenate(parts, axis=1) if parts else np.zeros((channels, 0), np.float32)
+        data = np.concatenate(arrays) if arrays else np.zeros((0, channels), np.float32)
     else:
-        data = frame.to_ndarray()
-    if data.shape[0] != channels:
-        data = np.repeat(data.mean(axis=0, keepdims=True), channels, axis=0)
-    return np.ascontiguousarray(data.T, np.float32)
+        data = frame.to_ndarray().T
+    if data.shape[1] != channels:
+        data = np.repeat(data.mean(axis=1, keepdims=True), channels, axis=1)
+    return np.ascontiguousarray(data, np.float32)

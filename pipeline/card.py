@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ from markupsafe import Markup
 from configs.shown import one_line
 from curation.catalog import FPS
 from pipeline.dataset import read_member
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SHEET_FILE = "samples.jpg"
 MOST_PIXELS = 2**25
@@ -171,12 +175,7 @@ def contact_sheet(dataset: str, table: pa.Table) -> bytes:
     side, columns = 160, 8
     sheet = Image.new("RGB", (columns * side, -(-max(len(places), 1) // columns) * side), "white")
     for number, place in enumerate(places):
-        try:
-            picture = Image.open(io.BytesIO(read_member(dataset, place)), formats=["JPEG"])
-            if picture.width * picture.height > MOST_PIXELS:
-                continue
-            picture.thumbnail((side - 4, side - 4))
-        except (OSError, ValueError, SyntaxError):  # a damaged picture leaves its place white; `shards verify` names it
+        if (picture := _thumbnail(read_member(dataset, place), side - 4)) is None:
             continue
         corner = (
             number % columns * side + (side - picture.width) // 2,
@@ -186,6 +185,22 @@ def contact_sheet(dataset: str, table: pa.Table) -> bytes:
     stream = io.BytesIO()
     sheet.save(stream, "JPEG", quality=85)
     return stream.getvalue()
+
+
+def _thumbnail(data: bytes, side: int) -> Image.Image | None:
+    """A JPEG, made to fit a square. None: it is damaged or huge, and leaves its place white; `shards verify` names it."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=["JPEG"])
+        if picture.width * picture.height > MOST_PIXELS:
+            return None
+        picture.thumbnail((side, side))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return None
+    return picture
 
 
 def _table(head: tuple[str, ...], rows: Any) -> str:

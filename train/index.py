@@ -24,7 +24,7 @@ from configs import dataset_files, members
 from configs.dataset_schema import DATASET_FILE, INDEX, SPLITS, SUPERSEDED
 from configs.errors import EchoForgeError
 from train.config import KeepConfig
-from train.remote import read_file
+from train.remote import file_size, read_file
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -233,10 +233,10 @@ def _fetch_local(root: str, name: str, most: int) -> bytes:
 
 
 def _fetch_remote(root: str, name: str, most: int) -> bytes:
-    data = read_file(f"{root}/{members.relative(name)}")
-    if len(data) > most:
-        raise members.BadMember(f"'{name}' has more than {most} bytes.")
-    return data
+    url = f"{root}/{members.relative(name)}"
+    if (size := file_size(url)) > most:
+        raise members.BadMember(f"'{name}' has {size} bytes; such a file has at most {most}.")
+    return read_file(url)
 
 
 def _record(row: dict[str, Any]) -> SampleRecord:

@@ -41,3 +41,15 @@ def read_file(url: str) -> bytes:
         return bytes(files.cat_file(path))
 
     return asked(read, url)
+
+
+def file_size(url: str) -> int:
+    """Bytes of an object, without reading it; 0 where its store does not say. Raises as :func:`asked`."""
+
+    def look() -> int:
+        import fsspec
+
+        files, path = fsspec.core.url_to_fs(url)
+        return int(files.info(path).get("size") or 0)
+
+    return asked(look, url)

@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 
 import cli
 from configs import schema, weights, weights_list
+from configs.disk import Refused
 from configs.errors import EchoForgeError, MissingWeights
+from configs.locks import LOCK_FILE, Locked
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = "wan2.1-fun-1.3b"
@@ -283,3 +285,46 @@ def test_the_list_fits_the_terminal_and_says_everything(
             assert re.sub(r"\s+", "", word) in flat
     assert re.search(r"total +~21\.63 GB +in 10 files; missing: ~21\.63 GB in 10", text)
     assert len(weights_list.urls(needs).splitlines()) == 10
+
+
+def test_one_download_at_a_time(hub: tuple[Path, type[_Server]]) -> None:
+    """Two that append to one `.part` would damage both; the second says who the first is and touches nothing."""
+    folder, server = hub
+    file = _published(folder, weights._BY_NAME["wan-vae"], b"x" * 3_000_000)
+    answers: list[str] = []
+    seen: set[str] = set()
+
+    def report(done: int, total: int) -> None:
+        if not answers:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+        seen.update(path.name for path in weights.folder().rglob("*"))
+
+    def second() -> None:
+        try:
+            weights.fetch(file)
+        except Locked as error:
+            answers.append(str(error))
+
+    assert weights.fetch(file, report).stat().st_size == 3_000_000
+    assert len(server.asked) == 1 and len(answers) == 1
+    assert "weights folder" in answers[0] and "`weights fetch`" in answers[0] and LOCK_FILE in seen
+    assert [path.name for path in weights.folder().rglob("*") if path.is_file()] == [Path(file.path).name]
+
+
+def test_a_disk_that_is_full_or_too_small_is_one_sentence(
+    hub: tuple[Path, type[_Server]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = hub
+    file = _published(folder, weights._BY_NAME["wan-vae"], b"x" * 3_000_000)
+    with pytest.raises(Refused, match=r"wan-vae in .*ECHOFORGE_WEIGHTS.* needs about .* make room"):
+        weights.fetch(replace(file, bytes=10**18))
+    usual = Path.open
+
+    def full(path: Path, *arguments: Any, **others: Any) -> Any:
+        return open("/dev/full", "wb") if path.suffix == ".part" else usual(path, *arguments, **others)  # noqa: PTH123
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(Refused, match=r"Wan2\.1_VAE\.pth\.part' could not be written: no space is left"):
+        weights.fetch(file)

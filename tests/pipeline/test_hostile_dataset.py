@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -10,24 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save
 
+from benchmarks import synthetic_shards
 from benchmarks.synthetic_shards import write_dataset
 from configs import schema
 from configs.dataset_files import Damaged, Digests
 from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX, INDEX_FILE, NEGATIVES, PROMPTS_FILE
 from configs.errors import EchoForgeError
+from configs.members import BadMember
 from configs.reviews import Judgement
 from curation.review import page
-from pipeline import identity, shards_edit
+from pipeline import dataset, identity, shards_edit
+from pipeline.card import SHEET_FILE
 from pipeline.shards_inspect import inspect
 from pipeline.shards_stats import stats
 from pipeline.shards_verify import verify
-from train import negatives
+from train import index, negatives
 from train.config import KeepConfig, LoaderConfig
 from train.index import open_index
 from train.inputs import read_prompts
@@ -323,6 +329,47 @@ def test_a_damaged_small_file_is_one_sentence_with_its_name(
         message = str(error.value)
         assert name in message and "\n" not in message and len(message) < 1000
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
+
+
+@pytest.mark.parametrize("side", [11_000, 65_500])
+def test_a_huge_first_frame_leaves_its_place_white(
+    side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A JPEG of a few hundred bytes can promise 4 gigapixels; Pillow warns of the one and refuses the other."""
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(stream, "JPEG")
+    picture = stream.getvalue()
+    frame = picture.index(b"\xff\xc0") + 5  # SOF0: height and width follow its length and depth
+    picture = picture[:frame] + side.to_bytes(2, "big") * 2 + picture[frame + 4 :]
+    monkeypatch.setattr(synthetic_shards, "_files", lambda _: {"json": b"{}", "txt": b"a", "jpg": picture})
+    root = make(tmp_path / "dataset")
+    part(root, tmp_path / "part")
+    join(root, tmp_path / "whole")
+    for name in ("part", "whole"):
+        with Image.open(tmp_path / name / SHEET_FILE) as sheet:
+            assert sheet.convert("L").getextrema() == (255, 255)
+    assert not [w for w in recwarn if issubclass(w.category, Image.DecompressionBombWarning)]
+
+
+def test_a_small_file_of_a_store_that_is_huge_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = fsspec.filesystem("memory")
+    read: list[str] = []
+    whole = type(store).cat_file
+    monkeypatch.setattr(
+        type(store), "cat_file", lambda self, path, *a, **k: read.append(path) or whole(self, path, *a, **k)
+    )
+    store.pipe_file("/stranger/index.parquet", bytes(1001))
+    try:
+        for fetcher in (dataset.fetcher, index.fetcher):
+            with pytest.raises(BadMember, match=r"'index\.parquet' has 1001 bytes"):
+                fetcher("memory://stranger")(INDEX_FILE, 1000)
+            assert not read
+            assert len(fetcher("memory://stranger")(INDEX_FILE, 1001)) == 1001
+            with pytest.raises(FileNotFoundError):
+                fetcher("memory://stranger")("gone.json", 1000)
+            read.clear()
+    finally:
+        store.rm("/stranger", recursive=True)
 
 
 def test_the_secret_was_worth_hiding(tmp_path: Path) -> None:
