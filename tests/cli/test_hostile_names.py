@@ -81,8 +81,14 @@ def test_there_is_one_way_to_the_terminal() -> None:
                 assert not (isinstance(called, ast.Name) and called.id == "print"), f"{name}:{node.lineno}"
 
 
-def test_credentials_of_addresses_are_printed_nowhere(tmp_path: Path) -> None:
-    for arguments in (("shards", "stats"), ("shards", "verify"), ("catalog", "verify"), ("train-plan",)):
-        for address in ("memory://bob:S3cretPw@place/x", "https://127.0.0.1:9/x?token=S3cretPw"):
-            done = run(*arguments, address, cwd=tmp_path)
-            assert done.returncode != 0 and "S3cretPw" not in shown(done)
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("shards", "stats", "memory://bob:S3cretPw@place/x"),
+        ("catalog", "verify", "memory://bob:S3cretPw@place/x"),
+        ("train-plan", "https://127.0.0.1:9/x?token=S3cretPw"),
+    ],
+)
+def test_credentials_of_addresses_are_printed_nowhere(tmp_path: Path, line: tuple[str, ...]) -> None:
+    done = run(*line, cwd=tmp_path)
+    assert done.returncode != 0 and "S3cretPw" not in shown(done)
