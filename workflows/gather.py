@@ -241,7 +241,12 @@ def _stage(run: Path, name: str | None, config: Config) -> stages.Stage:
         if stage.name == name or (name is None and not negatives.gathered(run, stage.name)):
             return stage
     known = ", ".join(s.name for s in planned) or "none"
-    raise EchoForgeError(f"no negatives stage '{name or 'left to gather'}' in the configuration; its stages: {known}.")
+    if name is None and planned:
+        raise EchoForgeError(
+            f"all negatives stages of '{run}' are gathered ({known}); review them, or train on."
+        )
+    what = "no negatives stage" if name is None else f"no negatives stage '{name}'"
+    raise EchoForgeError(f"{what} in the configuration; its stages: {known}.")
 
 
 def _units(index: Any, stage: stages.Stage, config: Config, count: int) -> list[Unit]:
