@@ -242,9 +242,7 @@ def _stage(run: Path, name: str | None, config: Config) -> stages.Stage:
             return stage
     known = ", ".join(s.name for s in planned) or "none"
     if name is None and planned:
-        raise EchoForgeError(
-            f"all negatives stages of '{run}' are gathered ({known}); review them, or train on."
-        )
+        raise EchoForgeError(f"all negatives stages of '{run}' are gathered ({known}); review them, or train on.")
     what = "no negatives stage" if name is None else f"no negatives stage '{name}'"
     raise EchoForgeError(f"{what} in the configuration; its stages: {known}.")
 
