@@ -135,7 +135,6 @@ def _curate(
     pipeline_cfg: PipelineConfig = config.pipeline
     usable, unscored = backends.without_missing_sync(cfg)
     backends.check_files(usable)
-    store.sweep(out)
     root = store.join(out, "ledger", "curate")
     mend(root, TABLES, _nothing if quiet else say)
     with _no_collection():

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from configs import aliases, difference, strict
+from configs import aliases, difference, disk, strict
 from configs.errors import ConfigError, EchoForgeError
 from configs.folders import PROGRESS_FILE
 from configs.shown import one_line
@@ -139,7 +139,7 @@ def save(run: Path, state: State, about: dict[str, Any], *, keep_last: int, pin:
             final.rename(replaced)
         staging.rename(final)
         _remove(replaced)
-        _sync(run)
+        disk.sync(run)
         pointer = run / (LATEST + ".tmp")
         files.write_new(pointer, final.name + "\n")
         pointer.replace(run / LATEST)
@@ -405,12 +405,4 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 def _sync_tree(root: Path) -> None:
     for path in [*root.rglob("*"), root]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        disk.sync(path)
