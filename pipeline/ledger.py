@@ -63,6 +63,7 @@ MERGED_GROUP = 1024
 """Units of a row group in a merged part: what is read to find the rows of one of them."""
 _SAID = 20  # files that are named one by one when they are set aside
 _WHY = 200  # characters of a library's message
+_MANY = 5000  # parts: about ten seconds, at the 2 ms that one takes on a disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,6 +465,9 @@ def mend(root: str, tables: Mapping[str, pa.Schema], say: Callable[[str], None])
     Args:
         say: is told each file.
     """
+    parts = sum(len(store.listing(store.join(home, "parts"), ".parquet")) for home in store.folders(root))
+    if parts > _MANY:
+        say(f"looking through {parts} parts of the ledger in '{root}' for damage; this may take minutes …")
     for number, (url, why) in enumerate(_damaged(root, tables, [0])):
         there = store.set_aside(url)
         if number < _SAID:
