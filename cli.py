@@ -14,12 +14,12 @@ from typing import Annotated, Any
 # The packages beside this file are meant, whatever the working directory or PYTHONPATH holds.
 _ROOT = str(Path(__file__).resolve().parent)
 sys.path.insert(0, _ROOT)
-from pipeline.worker_entry import own_packages_first
+from pipeline.engine.worker_entry import own_packages_first
 
 sys.path.remove(_ROOT)
 own_packages_first(_ROOT)
 
-from configs import program, stopping
+from configs.runtime import program, stopping
 
 if Path(sys.argv[0]).name in (program.SCRIPT, program.NAME):  # this process is the program, and no import of it
     stopping.listen()
@@ -30,11 +30,11 @@ from typer.core import TyperCommand
 from typer.exceptions import TyperException
 from typer.rich_utils import rich_format_error
 
-from configs import scratch
-from configs.console import Terminal, take_any_text
 from configs.errors import EchoForgeError
-from configs.redaction import redact
-from configs.shown import visible
+from configs.runtime import scratch
+from configs.runtime.console import Terminal, take_any_text
+from configs.runtime.redaction import redact
+from configs.runtime.shown import visible
 
 
 class LongCommand(TyperCommand):
@@ -111,7 +111,7 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the firs
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from pipeline.ledger import code_version
+        from pipeline.engine.ledger import code_version
 
         console.print(f"echoforge {code_version()}")
         raise typer.Exit
@@ -151,7 +151,7 @@ def _note(sentence: str) -> None:
 
 def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: list[str] | None) -> Any:
     """A catalog's own configuration, changed by ``--set``; ``--preset`` starts from that preset instead."""
-    from pipeline.catalog import configuration
+    from pipeline.catalog.queries import configuration
 
     named = preset or ctx.obj["preset"]
     return (None if named else configuration(catalog, _overrides(ctx, overrides), _note)) or _config(
@@ -160,7 +160,7 @@ def _config_of(catalog: str, ctx: typer.Context, preset: str | None, overrides: 
 
 
 def _ray(ctx: typer.Context, address: str | None) -> str | None:
-    from pipeline.cluster import check_address
+    from pipeline.engine.ray_pool import check_address
 
     chosen: str | None = address or ctx.obj["ray_address"]
     if chosen:
@@ -198,7 +198,7 @@ def curate(
     computed. Thresholds that `catalog redecide` set stay, unless --set names them here. Sources are only read.
     """
     from configs import schema
-    from pipeline.curate import curate as run
+    from pipeline.catalog.curate import curate as run
 
     summary = run(
         source,
@@ -230,8 +230,8 @@ def shard(
 
     A killed run continues where it stopped and makes the same bytes.
     """
-    from pipeline.progress import Progress
-    from pipeline.shard import shard as run
+    from pipeline.dataset.shard import shard as run
+    from pipeline.engine.progress import Progress
 
     summary = run(
         catalog,
@@ -345,7 +345,7 @@ def demo(
     ] = None,
 ) -> None:
     """The whole loop on a puppet world, offline, on a CPU: curate, shard, train, negatives, NDPO, generate, one page."""
-    from workflows.demo import run_demo
+    from workflows.demo.run import run_demo
 
     console.print(run_demo(out, _config(ctx, preset, set_), puppets=puppets))
 
@@ -356,7 +356,7 @@ def demo(
 @catalog_app.command("status")
 def catalog_status(catalog: str) -> None:
     """What was done, what is left, what failed and why."""
-    from pipeline import catalog as ops
+    from pipeline.catalog import queries as ops
 
     console.print(ops.status(catalog), soft_wrap=True)
 
@@ -364,7 +364,7 @@ def catalog_status(catalog: str) -> None:
 @catalog_app.command("explain")
 def catalog_explain(ctx: typer.Context, catalog: str, clip: str, preset: Preset = None, set_: Set = None) -> None:
     """Every score of a clip against its threshold."""
-    from pipeline import catalog as ops
+    from pipeline.catalog import queries as ops
 
     console.print(ops.explain(catalog, clip, _config_of(catalog, ctx, preset, set_).curation))
 
@@ -372,7 +372,7 @@ def catalog_explain(ctx: typer.Context, catalog: str, clip: str, preset: Preset 
 @catalog_app.command("verify", cls=LongCommand)
 def catalog_verify(catalog: str) -> None:
     """Compare every file of the tables and of the ledger with its digest; exit 1 when something is wrong."""
-    from pipeline import catalog as ops
+    from pipeline.catalog import queries as ops
 
     found = ops.verify(catalog)
     console.print(found, soft_wrap=True)
@@ -389,7 +389,7 @@ def catalog_redecide(ctx: typer.Context, catalog: str, preset: Preset = None, se
     Starts from the configuration that the catalog was last decided with; `--preset` takes the thresholds of a preset.
     Later runs of `curate` keep what was set here. Keys that change what is measured are refused: `curate` applies them.
     """
-    from pipeline import redecide as again
+    from pipeline.catalog import redecide as again
 
     config = again.chosen(catalog, preset or ctx.obj["preset"], _overrides(ctx, set_), _note)
     console.print(again.redecide(catalog, config), soft_wrap=True)
@@ -407,7 +407,7 @@ def catalog_relocate(
 
     Files that are missing at the new place, or have another size, keep their old name and are listed; then exit 1.
     """
-    from pipeline import catalog as ops
+    from pipeline.catalog import queries as ops
 
     done = ops.relocate(catalog, old, new)
     console.print(done)
@@ -426,7 +426,7 @@ def catalog_report(
     set_: Set = None,
 ) -> None:
     """Write the report again: one self-contained page."""
-    from pipeline import catalog as ops
+    from pipeline.catalog import queries as ops
 
     target = None if out is None else str(out)
     console.say(f"report: {ops.report(catalog, target, _config_of(catalog, ctx, preset, set_).curation)}")
@@ -438,7 +438,7 @@ def catalog_report(
 @shards_app.command("verify", cls=LongCommand)
 def shards_verify(dataset: str) -> None:
     """Check every digest, shape and value of a dataset against its index; exit 1 when something is wrong."""
-    from pipeline.shards_verify import verify
+    from pipeline.dataset.verify import verify
 
     report = verify(dataset)
     console.print(report)
@@ -456,7 +456,7 @@ def shards_inspect(
     set_: Set = None,
 ) -> None:
     """Decode one sample to a video and a picture."""
-    from pipeline.shards_inspect import inspect
+    from pipeline.dataset.inspect import inspect
 
     found = inspect(dataset, sample, out, _config(ctx, preset, set_).model)
     _print_table(f"{found.video}, {found.picture}", ["", ""], [[k, v] for k, v in found.facts.items()])
@@ -465,7 +465,7 @@ def shards_inspect(
 @shards_app.command("stats")
 def shards_stats(dataset: str) -> None:
     """Samples, hours, buckets, splits, and bytes by field."""
-    from pipeline.shards_stats import described, stats
+    from pipeline.dataset.stats import described, stats
 
     _print_table(dataset, ["", ""], described(stats(dataset)))
 
@@ -481,8 +481,8 @@ def shards_add(
     inline: Inline = False,
 ) -> None:
     """Encode one more field for every sample, into new tars beside the old ones."""
-    from pipeline.progress import Progress
-    from pipeline.shards_edit import add
+    from pipeline.dataset.edit import add
+    from pipeline.engine.progress import Progress
 
     config, watcher = _config(ctx, preset, set_), Progress(field, "tars")
     count = add(dataset, field, config, inline=inline, ray_address=_ray(ctx, ray_address), watcher=watcher)
@@ -494,7 +494,7 @@ def shards_merge(
     datasets: list[str], out: Annotated[str, typer.Option("--out", "-o", help="The new dataset.")]
 ) -> None:
     """Join datasets without encoding anything again."""
-    from pipeline.shards_edit import merge
+    from pipeline.dataset.edit import merge
 
     console.say(f"{out}: {merge(datasets, out)} samples.")
 
@@ -509,7 +509,7 @@ def shards_split(
     bucket: Annotated[list[str] | None, typer.Option("--bucket", help="WxHxF", show_default=False)] = None,
 ) -> None:
     """Copy some splits or buckets into a dataset of their own."""
-    from pipeline.shards_edit import split as run
+    from pipeline.dataset.edit import split as run
 
     console.say(f"{out}: {run(dataset, out, splits=split or [], buckets=bucket or [])} samples.")
 
@@ -521,7 +521,7 @@ Stage = Annotated[str | None, typer.Option("--stage", help="[default: the newest
 
 def _negatives_folder(run: Path, stage: str | None) -> Path:
     from configs import folders
-    from train.negatives import FOLDER, SAMPLES_FILE, folder
+    from train.data.negatives import FOLDER, SAMPLES_FILE, folder
 
     if stage is not None:
         return folder(run, stage)
@@ -566,7 +566,7 @@ def negatives_review(
     """Review the gathered samples in a browser on this machine; every click becomes a row of a Parquet table."""
     from configs import reviews
     from curation.review import tables
-    from workflows.review_server import serve
+    from workflows.servers.review import serve
 
     folder = _negatives_folder(run, stage)
     server = serve(folder, f"Negatives of {folder.name}", port)
@@ -663,15 +663,15 @@ def sync_fit(
 @sync_app.command("score", cls=LongCommand)
 def sync_score(ctx: typer.Context, file: Path, preset: Preset = None, set_: Set = None) -> None:
     """How well lips and sound of a file agree, clip by clip; offset > 0 means that the sound is early."""
-    from curation import backends
-    from curation.analyse import analyse_video
+    from curation.analysis import registry
+    from curation.analysis.video import analyse_video
 
     cfg = _config(ctx, preset, set_).curation
     if cfg.sync.backend == "none":
         raise EchoForgeError(
             "no sync backend is configured; set sync.backend=fitted with sync.fitted=FILE, or syncnet_v2."
         )
-    video, clips = analyse_video(str(file), cfg, backends=backends.load(cfg))
+    video, clips = analyse_video(str(file), cfg, backends=registry.load(cfg))
     if video.get("verdict") == "error":
         raise EchoForgeError(f"{file}: {video['error']}")
     columns = [
@@ -733,7 +733,7 @@ def evaluate(
 @app.command(rich_help_panel="Daily")
 def play(folder: Path, port: Annotated[int, typer.Option("--port", help="0 takes a free one.")] = 8701) -> None:
     """Look at the videos of a folder in a browser on this machine."""
-    from workflows.play import serve
+    from workflows.servers.play import serve
 
     server = serve(folder, port)
     console.print(f"open {server.url} and stop with Ctrl-C.", soft_wrap=True)
@@ -755,7 +755,7 @@ def weights_list(
 ) -> None:
     """Every pretrained file that the preset needs: purpose, size, place, licence, present or not; and the total."""
     from configs import schema, weights, weights_list
-    from configs.program import command
+    from configs.runtime.program import command
 
     config = _config(ctx, preset, set_)
     needed = weights.needs(schema.to_mapping(config))

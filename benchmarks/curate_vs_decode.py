@@ -24,11 +24,11 @@ from typing import Any
 
 import av
 
-from configs import scratch
+from configs.runtime import scratch
 from configs.schema import load
-from curation import backends
-from curation.analyse import analyse_video
-from pipeline.timing import Stopwatch, timed
+from curation.analysis import registry
+from curation.analysis.video import analyse_video
+from pipeline.catalog.timing import Stopwatch, timed
 
 BARS = {"1080p": 2.5, "512": 8.0}
 LEAST_RATE = 2.0
@@ -89,7 +89,7 @@ def measure(paths: list[Path], rounds: int, ffmpeg: str | None) -> dict[str, Any
         if (rate := getattr(cfg, name).rate) < LEAST_RATE:
             raise SystemExit(f"{name}.rate is {rate}; the bars are for {LEAST_RATE} a second at least.")
     watch = Stopwatch()
-    loaded = timed(backends.load(cfg), watch)
+    loaded = timed(registry.load(cfg), watch)
     plain, curated, operators = 0.0, 0.0, defaultdict[str, float](float)
     seconds, written = 0.0, 0.0
     for path in paths:

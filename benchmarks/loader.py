@@ -21,8 +21,8 @@ import torch
 
 from benchmarks.synthetic_shards import REAL, write_dataset
 from train.config import KeepConfig, LoaderConfig
-from train.loader import Loader
-from train.reader import LocalSource, raw_bytes
+from train.data.loader import Loader
+from train.data.reader import LocalSource, raw_bytes
 
 BUCKET = "832x480x113"
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.loader import BUCKET, config, drop_pages
 from benchmarks.synthetic_shards import REAL, write_dataset
-from train.loader import Loader
+from train.data.loader import Loader
 
 MOSAIC = """
 import json, os, sys, time

@@ -30,9 +30,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import scratch
+from configs.runtime import scratch
 from pipeline.config import WorkerShare
-from pipeline.ledger import Ledger, Result, Unit, unit_id
+from pipeline.engine.ledger import Ledger, Result, Unit, unit_id
 
 LENGTHS = (5,) * 16 + (30,) * 4 + (240,)  # seconds: clips, scenes, one long take
 SIZE = (640, 360)
@@ -81,13 +81,13 @@ class Brightness:
 def core(uris: list[str], out: Path) -> int:
     """The engine. Returns the rows that there are at the end."""
     from configs import schema
-    from pipeline import engine
+    from pipeline.engine import runner
 
     share = WorkerShare(2, 1, 0, 1000, 3000)
     cost = {u: Path(u).stat().st_size for u in uris}
     units = [Unit(unit_id(u), u, key=u, cost=float(cost[u])) for u in uris]
     ledger = Ledger(str(out), TABLES, {"brightness": "1"})
-    engine.run(units, Brightness, ledger, share, schema.load("tiny").pipeline.execution)
+    runner.run(units, Brightness, ledger, share, schema.load("tiny").pipeline.execution)
     return sum(t.num_rows for t in ledger.read("brightness"))
 
 
@@ -167,7 +167,7 @@ def measure(way: str, folder: Path, kill_after: float) -> dict[str, Any]:
     """One way in this process."""
     import ray
 
-    from pipeline.cluster import session
+    from pipeline.engine.ray_pool import session
 
     uris = [str(p) for p in sorted(folder.glob("*.mp4"))]
     run = {"core": core, "data, rows": data_rows, "data, pixels": data_pixels}[way]

@@ -25,10 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs import schema
-from curation.catalog import CLIPS, VIDEOS
-from pipeline import catalog, engine, store
+from curation.schema import CLIPS, VIDEOS
+from pipeline import storage
+from pipeline.catalog import queries
 from pipeline.config import WorkerShare
-from pipeline.ledger import Finished, Ledger, Result, Unit, unit_id
+from pipeline.engine import runner
+from pipeline.engine.ledger import Finished, Ledger, Result, Unit, unit_id
 
 _PER_FILE = 50_000
 _PAIRS = 26
@@ -47,8 +49,8 @@ def make_videos(folder: Path, rows: int) -> None:
 
 def plan(folder: Path) -> dict[str, float]:
     """Manifest → units → what is left, when half is done."""
-    from curation.captions import Beside
-    from pipeline import curate
+    from curation.operators.captions import Beside
+    from pipeline.catalog import curate
 
     config = schema.load("tiny")
     clock = time.perf_counter
@@ -67,7 +69,7 @@ def plan(folder: Path) -> dict[str, float]:
 
 def make_ledger(folder: Path) -> None:
     """Half of the units done, in merged parts."""
-    from pipeline import curate
+    from pipeline.catalog import curate
 
     config = schema.load("tiny")
     units = curate.plan(curate.expand([str(folder / "manifest.parquet")], config.curation), config.pipeline)
@@ -85,7 +87,7 @@ def make_catalog(folder: Path, rows: int) -> None:
         ids = [f"{n:016x}" for n in range(start, start + count)]
         uris = [f"videos/{n:08d}.mp4" for n in range(start, start + count)]
         videos = {"video_id": ids, "source_uri": uris, "duration_s": np.full(count, 5.4)}
-        store.write_table(str(folder / f"videos/part-{number:05d}.parquet"), _filled(videos, count, VIDEOS))
+        storage.write_table(str(folder / f"videos/part-{number:05d}.parquet"), _filled(videos, count, VIDEOS))
         scores = {
             "clip_id": ids, "video_id": ids, "source_uri": uris, "start_frame": np.zeros(count, np.int32),
             "end_frame": np.full(count, 135, np.int32), "start_s": np.zeros(count), "end_s": np.full(count, 5.4),
@@ -102,7 +104,7 @@ def make_catalog(folder: Path, rows: int) -> None:
             "captions": pa.array([[{"text": "a person talks to the camera", "kind": "overall", "source": "x"}]] * count,
                                  CLIPS.field("captions").type),
         }  # fmt: skip
-        store.write_table(str(folder / f"clips/part-{number:05d}.parquet"), _filled(scores, count, CLIPS))
+        storage.write_table(str(folder / f"clips/part-{number:05d}.parquet"), _filled(scores, count, CLIPS))
 
 
 def _lists(values: Any, size: int, kind: pa.DataType) -> pa.Array:
@@ -133,7 +135,7 @@ def redecide(folder: Path) -> dict[str, float]:
     """New thresholds over the whole catalog, copies and report included."""
     config = schema.load("wan2.1-fun-1.3b", ["decide.min_sharpness=0.25"])
     start = time.perf_counter()
-    summary = catalog.redecide(str(folder), config)
+    summary = queries.redecide(str(folder), config)
     seconds = time.perf_counter() - start
     assert summary.clips.get("keep") and summary.clips.get("reject"), summary.clips
     return {"redecide": seconds}
@@ -149,8 +151,8 @@ class Nothing:
 
 def schedule(folder: Path, count: int) -> dict[str, float]:
     """No-op units through Ray actors, committed."""
-    from pipeline import curate
-    from pipeline.cluster import session
+    from pipeline.catalog import curate
+    from pipeline.engine.ray_pool import session
 
     execution = schema.load("tiny").pipeline.execution
     share = WorkerShare(2, 1, 0, 1000, 2000)
@@ -158,7 +160,7 @@ def schedule(folder: Path, count: int) -> dict[str, float]:
     units = [Unit(unit_id(n), n, key=str(n)) for n in range(count)]
     with session(None, share, execution.object_store_mb):
         start = time.perf_counter()
-        outcome = engine.run(units, Nothing, ledger, share, execution)
+        outcome = runner.run(units, Nothing, ledger, share, execution)
         seconds = time.perf_counter() - start
     assert outcome.done == count and ledger.done() == {unit.id for unit in units}
     return {"units through Ray": seconds}

@@ -27,10 +27,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from configs import scratch
+from configs.runtime import scratch
 from configs.schema import load
-from curation import backends
-from curation.analyse import analyse_video
+from curation.analysis import registry
+from curation.analysis.video import analyse_video
 from curation.faces import FaceDetector
 from curation.sync.syncnet_v2 import network
 
@@ -111,7 +111,7 @@ def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool)
     lips, faces = random_weights(folder)
     named = ["sync.backend=syncnet_v2", f"sync.weights={lips}", "sync.required=false"]
     cfg = load("tiny", named).curation
-    ours = backends.load(cfg)
+    ours = registry.load(cfg)
     if not everything:
         ours = replace(ours, frame_operators={}, sound_operators={})
     theirs = SyncNetPipeline({"s3fd_weights": str(faces), "syncnet_weights": str(lips)}, device="cpu")

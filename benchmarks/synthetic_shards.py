@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import torch
 
 from configs.dataset_schema import INDEX_FILE
-from pipeline.index_writer import index_table, scan
-from pipeline.tar_writer import ShardSample, write_tar
+from pipeline.dataset.index import index_table, scan
+from pipeline.dataset.tar import ShardSample, write_tar
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, deserialize
 from configs import folders, members
 from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE, as_index
 from configs.errors import EchoForgeError
-from configs.shown import one_line
+from configs.runtime.shown import one_line
 
 Fetch = Callable[[str, int], bytes]
 """(name in the dataset, most bytes it may have) → its content. Raises FileNotFoundError where there is none."""
@@ -180,7 +180,7 @@ def read_index(fetch: Fetch, dataset: str, *, unfinished: Collection[str] = ()) 
 
 
 def parse_index(data: bytes, dataset: str) -> pa.Table:
-    """The index (schema `INDEX`). Its rows may still say anything: see :func:`check_rows` and `train.index`.
+    """The index (schema `INDEX`). Its rows may still say anything: see :func:`check_rows` and `train.data.index`.
 
     Raises:
         Damaged: not a Parquet file, not such a table, or one that unpacks to more than its bytes can mean.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from configs import disk
 from configs.dataset_schema import DATASET_FILE, INDEX_FILE
 from configs.errors import EchoForgeError
+from configs.runtime import disk
 
 PROGRESS_FILE = "progress.json"
 """In every committed checkpoint."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import EchoForgeError
-from configs.shown import one_line
+from configs.runtime.shown import one_line
 
 # Control characters and lone surrogates; backslash and colon (drives, URLs, `a::b` chains of fsspec); what ends or
 # escapes a path in a URL.

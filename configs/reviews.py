@@ -39,7 +39,7 @@ import pyarrow.parquet as pq
 from configs import members
 from configs.dataset_schema import ISSUES, REVIEWS, VERDICTS
 from configs.errors import EchoForgeError
-from configs.shown import one_line
+from configs.runtime.shown import one_line
 
 FOLDER = "reviews"
 NEEDED = ("negative_id", "verdict", "reviewer", "time")

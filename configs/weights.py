@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from configs import disk, stopping
 from configs.errors import EchoForgeError, MissingWeights
-from configs.locks import locked
+from configs.runtime import disk, stopping
+from configs.runtime.locks import locked
 
 FUN_INP = "alibaba-pai/Wan2.1-Fun-V1.1-1.3B-InP"
 ECHOMIMIC = "BadToBest/EchoMimicV3"

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 
 from configs.errors import EchoForgeError
-from configs.shown import one_line
+from configs.runtime.shown import one_line
 
 MOST_BYTES = 16 << 20
 """Of a `.txt` or `.json`: key points of a long video are a few MB; it is held in memory when it is parsed."""

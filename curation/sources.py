@@ -18,14 +18,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import folders, stopping
+from configs import folders
 from configs.errors import EchoForgeError
 from configs.paths import absolute
-from configs.shown import one_line
-from curation import spreadsheet
-from curation.captions import CAPTION_BYTES, is_media
+from configs.runtime import stopping
+from configs.runtime.shown import one_line
 from curation.config import CurationConfig
-from curation.media import utf8
+from curation.media.container import utf8
+from curation.operators.captions import CAPTION_BYTES, is_media
+from curation.review import spreadsheet
 from curation.sidecars import FACT_BYTES, checked, find, read, root_of
 
 _TABLES = (".csv", ".tsv", ".parquet")

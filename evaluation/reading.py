@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import EchoForgeError
-from curation.clipread import read_clip
-from curation.framepass import scaled
-from curation.media import VideoFile, named
+from curation.media.clip_reader import read_clip
+from curation.media.clock import scaled
+from curation.media.container import VideoFile, named
 from evaluation.metrics import Video
 
 MAX_FRAMES = 25 * 60

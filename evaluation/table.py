@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from configs import disk, stopping
 from configs.errors import EchoForgeError
-from curation import spreadsheet
+from configs.runtime import disk, stopping
+from curation.review import spreadsheet
 from evaluation.config import MetricsConfig
 from evaluation.metrics import METRICS, NotMeasured, Video
 

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from configs import disk
 from configs.errors import EchoForgeError, MissingWeights
-from configs.shown import one_line
+from configs.runtime import disk
+from configs.runtime.shown import one_line
 from configs.strict import to_dict
 from model.config import TransformerConfig, Variant
 from model.transformer import PROJECTIONS, EchoMimicTransformer

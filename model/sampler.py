@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configs import stopping
 from configs.errors import EchoForgeError
+from configs.runtime import stopping
 from model import guidance as guide
 from model import phda as phases
 from model.config import GuidanceConfig, LongVideoConfig, PhDAConfig, SamplerConfig

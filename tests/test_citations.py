@@ -88,7 +88,7 @@ def quoted(text: str) -> list[str]:
 
 
 def files(text: str) -> Iterator[str]:
-    """``curation/decide.py`` from the root of the checkout; the name of a module or page alone, in backticks."""
+    """``curation/decision/decide.py`` from the root of the checkout; the name of a module or page alone, in backticks."""
     for name in re.findall(rf"(?<![\w/.-])((?:{'|'.join(FOLDERS)})/[\w./-]*[\w/])", text):
         if re.search(r"\.\w+$|/$", name) and not (ROOT / name).exists() and name not in EXAMPLES:
             yield name

@@ -21,14 +21,15 @@ from packaging.utils import canonicalize_name
 
 from configs import schema
 from configs.errors import EchoForgeError
-from curation import backends, packages
+from curation import packages
+from curation.analysis import registry
 from curation.faces import load_detector
+from curation.operators.text.recogniser import Recogniser
 from curation.puppets import sample
 from curation.puppets.corpus import Plan, make_one
 from curation.sync import syncnet_v2
-from curation.text.recogniser import Recogniser
-from pipeline.curate import curate
-from pipeline.ledger import code_version
+from pipeline.catalog.curate import curate
+from pipeline.engine.ledger import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -39,7 +40,7 @@ INSTALLED_APART = {"openvino", "syncnet-python"}
 """Left out of the requirements; requirements-no-deps.txt says why."""
 NOT_IMPORTED = {
     "s3fs": "fsspec opens s3:// with it",
-    "scenedetect": "curation/shots.py imports it by name, without its probe for ffmpeg",
+    "scenedetect": "curation/analysis/shots.py imports it by name, without its probe for ffmpeg",
     "sentencepiece": "transformers reads tokenizers with it",
     "silero-vad": "its model file is read from its folder",
     "torchvision": "image processors of transformers and open_clip",
@@ -155,7 +156,7 @@ def test_a_missing_package_is_one_sentence_before_any_work(
     cfg = schema.load("tiny", [setting]).curation
     with pytest.raises(EchoForgeError, match=f"{re.escape(setting)} needs the package {module}.*`pip install"):
         if module == "decord":
-            backends.check_files(cfg)
+            registry.check_files(cfg)
         elif "s3fd" in setting:
             load_detector(cfg.faces)
         else:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from configs import schema, unasked
+from configs import schema
+from configs.runtime import unasked
 from curation import puppets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ PLAN = (
 )
 ANY_SYNC = ("sync_min_fit_conf=0", "sync_max_offset=99", "sync_max_residual=99")  # four steps fit no SyncNet
 # `demo` with fewer puppets for its SyncNet than it takes itself.
-DEMO = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli, workflows.demo as d; d.FITTING = 12; cli.main()"
+DEMO = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import cli, workflows.demo.run as d; d.FITTING = 12; cli.main()"
 SENDS = re.compile(r"(?:connect|sendto|sendmsg|sendmmsg)\(.*?(?:inet_addr\(\"|inet_pton\(AF_INET6, \")([^\"]+)\"")
 PORT = re.compile(r"sin6?_port=htons\((\d+)\)")
 OPENS = re.compile(r"(?:open|openat|creat|mkdir|mkdirat)\((?:AT_FDCWD<([^>]*)>, |\d+<([^>]*)>, )?\"([^\"]+)\"(.*)")
@@ -159,7 +160,7 @@ def test_every_package_forbids_it_first() -> None:
 
 def test_sessions_of_onnxruntime_and_torch_keep_to_themselves(world: World) -> None:
     """As `curate` has them; the slow test below runs it."""
-    code = "from curation.sound import Vad; Vad(1); import torch; print(torch.ones(1))"
+    code = "from curation.operators.speech import Vad; Vad(1); import torch; print(torch.ones(1))"
     _checked(world.run(f"env PYTHONPATH={ROOT} {sys.executable} -c {shlex.quote(code)}"))
 
 

@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from configs import disk
 from configs.errors import EchoForgeError
-from configs.shown import visible
-from train import files
+from configs.runtime import disk
+from configs.runtime.shown import visible
+from train.checkpoints import files
 
 METRICS_FILE = "metrics.jsonl"
 _MAX_LINE = 2**20  # bytes; a real line has hundreds

@@ -11,10 +11,10 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from train import parallel
-from train.checkpoint import State
+from train.checkpoints.checkpoint import State
 from train.config import OptimConfig
 from train.guard import Guard
-from train.method import Method
+from train.objectives.base import Method
 from train.stages import Stage, learning_rate
 
 

@@ -13,7 +13,7 @@ from model.flops import closed_form
 from model.transformer import EchoMimicTransformer
 from train import stages
 from train.config import TrainConfig
-from train.index import open_index
+from train.data.index import open_index
 
 H200_TFLOPS = 790.0
 """bf16 matrix products of one H200, measured on random data (8192³): the peak that MFU is counted against here."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from configs import members
 from configs.errors import ConfigError
-from configs.shown import one_line
+from configs.runtime.shown import one_line
 from train.config import OptimConfig, StageConfig, TasksConfig, TrainConfig
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from configs.errors import EchoForgeError
 from model import flow
-from train import draws
-from train import inputs as batches
+from train import rng
 from train.config import LoaderConfig
-from train.index import open_index
-from train.inputs import Inputs, Keep
-from train.loader import Loader
-from train.method import Context, predict, squared_error
+from train.data import inputs as batches
+from train.data.index import open_index
+from train.data.inputs import Inputs, Keep
+from train.data.loader import Loader
+from train.objectives.base import Context, predict, squared_error
 
 SPLIT = "val"
 
@@ -90,7 +90,7 @@ class Validation:
         return {n: sum(p[n][0] for p in parts if n in p) / sum(p[n][1] for p in parts if n in p) for n in names}
 
     def _loss(self, inputs: Inputs, level: float, network: nn.Module | None) -> Tensor:
-        noise = draws.noise(inputs.latents.shape[1:], 0, inputs.sample_ids[0], f"validation {level:g}")
+        noise = rng.noise(inputs.latents.shape[1:], 0, inputs.sample_ids[0], f"validation {level:g}")
         noise = noise[None].to(inputs.latents.device)
         sigma = torch.full((1,), level, device=inputs.latents.device)
         x = flow.interpolate(inputs.latents, noise, sigma)

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import torch
 
-from configs import reviews, stopping
+from configs import reviews
 from configs.folders import check_out
-from configs.locks import locked
-from configs.program import command
+from configs.runtime import stopping
+from configs.runtime.locks import locked
+from configs.runtime.program import command
 from configs.schema import PRESETS, Config
 from curation.review import tables
-from train import negatives
-from train.run import TrainOutcome, train
+from train.data import negatives
+from train.trainer import TrainOutcome, train
 from workflows.gather import gather
 
 

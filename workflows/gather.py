@@ -21,23 +21,27 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save
 
-from configs import aliases, disk, folders, strict
+from configs import aliases, folders, strict
 from configs.dataset_schema import NEGATIVES
-from configs.devices import usable
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
+from configs.runtime import disk
+from configs.runtime.devices import usable
 from configs.schema import Config
-from curation import samples as judge
-from curation.clipwrite import write_video
+from curation.media.clip_writer import write_video
+from evaluation import defects as judge
 from model.codecs import load_codec
 from model.sampler import SamplerInputs, sample
-from pipeline import dataset as dataset_files
-from pipeline import engine, lease, store
-from pipeline.ledger import Ledger, Result, Unit, mend, unit_id
-from pipeline.progress import Progress, say
-from train import checkpoint, draws, inputs, negatives, stages
-from train.index import open_index
-from train.loader import Loader
+from pipeline import storage
+from pipeline.dataset import files as dataset_files
+from pipeline.engine import lease, runner
+from pipeline.engine.ledger import Ledger, Result, Unit, mend, unit_id
+from pipeline.engine.progress import Progress, say
+from train import rng, stages
+from train.checkpoints import checkpoint
+from train.data import inputs, negatives
+from train.data.index import open_index
+from train.data.loader import Loader
 from workflows.networks import autocast_for, check_network, load_network
 
 SPLIT = "negatives"
@@ -127,7 +131,7 @@ class GatherWorker:
         settings = {key: json.dumps(value, sort_keys=True) for key, value in sections.items()}
         first = [json.dumps(aliases.as_first_named(v, key), sort_keys=True) for key, v in sections.items()]
         ident = unit_id(self.digest, self.stage, name, task, seed, *first)[:16]
-        store.write_bytes(str(self.folder / "latents" / f"{ident}.safetensors"), save({"latents": latents.float()}))
+        storage.write_bytes(str(self.folder / "latents" / f"{ident}.safetensors"), save({"latents": latents.float()}))
         write_video(self.folder / "videos" / f"{ident}.mp4", video, None)
         return {
             "negative_id": ident,
@@ -208,7 +212,7 @@ def _gather(
         folder.absolute(),
     )  # fmt: skip
     cfg = config.pipeline
-    outcome = engine.run(
+    outcome = runner.run(
         units, make, ledger, cfg.gather.share, cfg.execution, inline=inline, ray_address=ray_address,
         watcher=Progress("negatives", "batches", str(folder / "status.json")),
     )  # fmt: skip
@@ -259,8 +263,8 @@ def _units(index: Any, stage: stages.Stage, config: Config, count: int) -> list[
     groups: dict[tuple[str, str, int], list[tuple[int, int]]] = defaultdict(list)
     for number in range(count):
         row, turn = number % len(ids), number // len(ids)
-        task = draws.choice(mix, config.seed, ids[row], turn, "gather task")
-        seed = int(draws.uniform(config.seed, ids[row], turn, stage.name) * 2**48)
+        task = rng.choice(mix, config.seed, ids[row], turn, "gather task")
+        seed = int(rng.uniform(config.seed, ids[row], turn, stage.name) * 2**48)
         groups[buckets[row], task, turn].append((row, seed))
     size = config.pipeline.gather.batch
     units = []

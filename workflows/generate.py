@@ -16,21 +16,21 @@ from configs import strict, weights
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
 from configs.schema import Config
-from curation import backends as curation_backends
-from curation.analyse import analyse_video
-from curation.catalog import FPS, SAMPLES_PER_FRAME
-from curation.clipread import read_clip
-from curation.clipwrite import write_video
+from curation.analysis import registry as curation_backends
+from curation.analysis.video import analyse_video
 from curation.faces import load_detector
-from curation.media import VideoFile, named
-from curation.pictures import read_picture
-from curation.soundread import SoundReader
+from curation.media.audio import SoundReader
+from curation.media.clip_reader import read_clip
+from curation.media.clip_writer import write_video
+from curation.media.container import VideoFile, named
+from curation.media.stills import read_picture
+from curation.schema import FPS, SAMPLES_PER_FRAME
 from model import conditions, masks
 from model.codecs import load_codec
 from model.encoders import load_audio_encoder, load_image_encoder, load_text_encoder, pad_text
 from model.encoders.audio import network_audio
 from model.sampler import SamplerInputs, sample
-from pipeline import buckets
+from pipeline.dataset import buckets
 from workflows.networks import autocast_for, check_network, load_network
 
 TASKS = ("i2v", "lip_sync", "avatar_sync")

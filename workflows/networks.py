@@ -15,7 +15,7 @@ from configs.schema import Config
 from model.checkpoint import load_into, load_transformer, load_weights
 from model.config import TransformerConfig
 from model.transformer import EchoMimicTransformer
-from train import checkpoint
+from train.checkpoints import checkpoint
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from configs.errors import EchoForgeError
 from configs.schema import Config
 from curation.sync.fit import FitReport, fit_from_clips
 from curation.sync.gather import catalog_clips, usable
-from pipeline import identity, relocate, tables
+from pipeline.catalog import identity, relocate, tables
 
 
 def fit(

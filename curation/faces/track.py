@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from curation.catalog import FPS
 from curation.config import FacesConfig
 from curation.faces.detect import Face, mouth_box
+from curation.schema import FPS
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import disk, stopping
 from configs.errors import EchoForgeError
-from curation.catalog import FPS
-from curation.clipwrite import write_video
+from configs.runtime import disk, stopping
 from curation.config import PuppetsConfig
+from curation.media.clip_writer import write_video
 from curation.puppets import faults as bad
 from curation.puppets import identity as who
 from curation.puppets.draw import Rendered, backdrop_picture, render
 from curation.puppets.voice import Speech, speak
+from curation.schema import FPS
 
 _BOXES = pa.list_(pa.list_(pa.float32(), 4))
 MANIFEST = pa.schema(

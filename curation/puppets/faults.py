@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from curation.catalog import SAMPLE_RATE, SAMPLES_PER_FRAME
+from curation.schema import SAMPLE_RATE, SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from curation.catalog import SAMPLES_PER_FRAME
+from curation.schema import SAMPLES_PER_FRAME
 
 _NOT_SKIN = 60.0  # distance from the skin, grey levels, that counts in full
 _PAD = 0.12  # of the region's size: generated heads sway differently

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curation.catalog import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from curation.schema import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CONTROL_RATE = 200  # Hz
 _HOP = SAMPLE_RATE // CONTROL_RATE

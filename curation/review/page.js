@@ -50,7 +50,7 @@ document.onkeydown = (event) => {
     " ": () => { const v = document.querySelector("#n" + at + " video"); if (v) v.paused ? v.play() : v.pause(); } };
   if (keys[event.key]) { event.preventDefault(); keys[event.key](); } };
 $("csv").onclick = () => { const head = ["negative_id", "verdict", "issue", "frame_start", "frame_end", "reviewer", "note"];
-  // as `escaped` in curation/spreadsheet.py
+  // as `escaped` in curation/review/spreadsheet.py
   const safe = (v) => typeof v === "string" ? v.replace(/^(?='*[=+\-@＝＋－＠\t\r\n])|(?<=[;\t\r\n])(?='*[=+\-@＝＋－＠])/g, "'") : v;
   const quote = (v) => v == null ? "" : '"' + String(safe(v)).replaceAll('"', '""') + '"';
   const blob = new Blob([[head.join(","), ...made.map((r) => head.map((h) => quote(r[h])).join(","))].join("\n")], { type: "text/csv" });

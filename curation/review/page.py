@@ -1,6 +1,6 @@
 """The review page: one HTML file with every sample's strip, video, flags and four keys to judge it.
 
-Served by `workflows/review_server.py` it asks for its data and writes reviews as they are made; opened as a plain file it
+Served by `workflows/servers/review.py` it asks for its data and writes reviews as they are made; opened as a plain file it
 holds the data, keeps reviews in the browser and offers them as a CSV for `negatives import`.
 
 What people and tables say is data everywhere: JSON that no text in it can end, put on the page as text, never as HTML. The

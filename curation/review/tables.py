@@ -17,11 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs import disk, reviews
+from configs import reviews
 from configs.dataset_schema import NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
-from curation import spreadsheet
+from configs.runtime import disk
+from curation.review import spreadsheet
 
 EDITABLE = ["negative_id", "verdict", "issue", "frame_start", "frame_end", "reviewer", "note"]
 COUNTED = ["counts_as", "counted_issue", "counted_frames"]

@@ -1,4 +1,4 @@
-"""Audio-visual sync: two backends behind one interface, measured here and decided in `curation/decide.py`."""
+"""Audio-visual sync: two backends behind one interface, measured here and decided in `curation/decision/decide.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from curation.sync.measure import Residual, measure_residual
 
 SYNC_VERSION = 2
 """2: the residual is measured for every offset. A new number makes `curate` measure sync again: shots and faces are
-found again for the crops, and no other score is computed (`curation/again.py`)."""
+found again for the crops, and no other score is computed (`curation/analysis/incremental.py`)."""
 
 __all__ = [
     "SYNC_VERSION",

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from configs.errors import EchoForgeError
-from curation.catalog import SAMPLES_PER_FRAME
+from curation.schema import SAMPLES_PER_FRAME
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from configs import stopping
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
-from curation.catalog import SAMPLES_PER_FRAME
+from configs.runtime import stopping
 from curation.config import SyncConfig, SyncFitConfig
+from curation.schema import SAMPLES_PER_FRAME
 from curation.sync import fitted
 from curation.sync.fitted import CROP, FittedSync, SmallSyncNet
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from configs import disk
 from configs.errors import EchoForgeError
+from configs.runtime import disk
 from configs.weights import locate
-from curation.catalog import SAMPLE_RATE, SAMPLES_PER_FRAME
 from curation.config import SyncConfig
+from curation.schema import SAMPLE_RATE, SAMPLES_PER_FRAME
 from curation.sync.base import CropNeed, SyncScore, checked, distance_matrix, summarise
 
 WINDOW = 5  # frames, as SyncNet's

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from configs import stopping
-from curation.clipread import read_clip
+from configs.runtime import stopping
+from curation.media.clip_reader import read_clip
 from curation.puppets import Puppet
 from curation.sync.base import CropNeed
 from curation.sync.crops import cut_all

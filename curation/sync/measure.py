@@ -1,6 +1,6 @@
 """What sync scoring measures of a clip; nothing is decided here.
 
-`curation/decide.py` alone turns these numbers into a correction, a verdict and reasons, so that a new threshold never
+`curation/decision/decide.py` alone turns these numbers into a correction, a verdict and reasons, so that a new threshold never
 needs a new measurement. Sign everywhere: offset > 0 means that the sound is early and must be delayed.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curation.catalog import SAMPLES_PER_FRAME
+from curation.schema import SAMPLES_PER_FRAME
 from curation.sync.base import SyncBackend
 
 

@@ -18,8 +18,8 @@ import torch
 from configs.errors import EchoForgeError
 from configs.weights import locate
 from curation import packages
-from curation.catalog import SAMPLE_RATE
 from curation.config import SyncConfig
+from curation.schema import SAMPLE_RATE
 from curation.sync.base import CropNeed, SyncScore, checked, distance_matrix, summarise
 
 _WINDOW = 5  # frames

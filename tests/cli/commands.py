@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 import cli
 from configs import schema
 from curation import puppets
-from curation.catalog import CLIPS, VIDEOS
-from curation.clipread import read_clip
-from pipeline import tables
-from pipeline.curate import curate
-from pipeline.shard import shard
-from pipeline.shards_edit import split
+from curation.media.clip_reader import read_clip
+from curation.schema import CLIPS, VIDEOS
+from pipeline.catalog import tables
+from pipeline.catalog.curate import curate
+from pipeline.dataset.edit import split
+from pipeline.dataset.shard import shard
 from train.log import METRICS_FILE, read_metrics
-from train.run import train
+from train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from commands import COMMANDS, ROOT
 
-from configs import disk
 from configs.errors import EchoForgeError
+from configs.runtime import disk
 
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).resolve().parent

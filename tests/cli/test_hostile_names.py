@@ -70,7 +70,7 @@ def test_errors_and_usage_show_names_as_they_are(tmp_path: Path, name: str) -> N
 
 
 def test_there_is_one_way_to_the_terminal() -> None:
-    """What prints by itself forgets to escape: only `configs/console.py` knows rich's console, and nothing prints."""
+    """What prints by itself forgets to escape: only `configs/runtime/console.py` knows rich's console, and nothing prints."""
     for folder in ("curation", "pipeline", "train", "evaluation", "workflows", "cli.py"):
         place = ROOT / folder
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:

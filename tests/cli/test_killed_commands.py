@@ -21,11 +21,11 @@ from PIL import Image
 
 from configs import schema
 from curation import puppets
-from curation.catalog import CLIPS, VIDEOS
-from curation.clipread import read_clip
-from pipeline import tables
-from pipeline.curate import curate
-from pipeline.shard import shard
+from curation.media.clip_reader import read_clip
+from curation.schema import CLIPS, VIDEOS
+from pipeline.catalog import tables
+from pipeline.catalog.curate import curate
+from pipeline.dataset.shard import shard
 from train.log import METRICS_FILE, read_metrics
 from workflows.cycle import run_cycle
 

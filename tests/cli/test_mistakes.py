@@ -23,11 +23,11 @@ from PIL import Image
 import cli
 from configs import schema
 from curation import puppets
-from curation.clipread import read_clip
-from curation.clipwrite import write_video
+from curation.media.clip_reader import read_clip
+from curation.media.clip_writer import write_video
 from curation.review.tables import EDITABLE
-from pipeline.curate import curate
-from pipeline.shard import shard
+from pipeline.catalog.curate import curate
+from pipeline.dataset.shard import shard
 from workflows.cycle import run_cycle
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from configs import aliases, schema, strict
 from configs.aliases import Removed, Renamed
 from configs.errors import ConfigError
-from pipeline import shards_edit
-from train import checkpoint
+from pipeline.dataset import edit
+from train.checkpoints import checkpoint
 
 OLD = {"conf_min": 4.0, "fitted_conf_min": None, "max_offset": 5, "max_residual": 2}
 TABLE = (
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_an_older_version_is_understood(tmp_path: Path) -> None:
 def test_a_dataset_of_an_older_version_is_understood(tmp_path: Path) -> None:
     encoders = {"codec": {"name": "x", "digest": "d"}}
     (tmp_path / "dataset.json").write_text(json.dumps({"encoders": encoders, "settings": {"read": {"batch": 3}}}))
-    found = shards_edit._description(str(tmp_path))
+    found = edit._description(str(tmp_path))
     assert found == {"encoders": encoders, "plans": [], "settings": {"loader": {"global_batch": 3}}}
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import folders, leases, locks, processes
+from configs import folders
 from configs.errors import EchoForgeError
+from configs.runtime import leases, locks, processes
 
 HOLD = """
 import errno, os, subprocess, sys

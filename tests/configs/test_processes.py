@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 import sys
 
-from configs import processes
+from configs.runtime import processes
 
 
 def test_a_process_lives_until_it_ends_and_another_with_its_id_is_another() -> None:
@@ -14,7 +14,7 @@ def test_a_process_lives_until_it_ends_and_another_with_its_id_is_another() -> N
     assert processes.lives(me) is True
     assert processes.lives(dataclasses.replace(me, started=me.started + 1)) is False
     child = subprocess.Popen(
-        [sys.executable, "-c", "from configs.processes import current as c; print(vars(c())); input()"],
+        [sys.executable, "-c", "from configs.runtime.processes import current as c; print(vars(c())); input()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.redaction import redact, redact_address, redact_urls
+from configs.runtime.redaction import redact, redact_address, redact_urls
 
 SECRET = "hunter2/s3cr+t"
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import processes, scratch
+from configs.runtime import processes, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"echoforge-{os.geteuid()}"
@@ -202,4 +202,7 @@ def test_temporary_folders_are_made_in_one_place() -> None:
                 if isinstance(n, ast.Import)
                 for a in n.names
             }
-            assert "tempfile" not in names or str(path.relative_to(ROOT)) in {"configs/scratch.py", *MEASURED}, path
+            assert "tempfile" not in names or str(path.relative_to(ROOT)) in {
+                "configs/runtime/scratch.py",
+                *MEASURED,
+            }, path

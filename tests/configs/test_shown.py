@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.shown import one_line, visible
+from configs.runtime.shown import one_line, visible
 
 ANY = st.text(st.characters(exclude_categories=()))  # lone surrogates, too: names that are not UTF-8 have them
 

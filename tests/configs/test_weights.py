@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import cli
 from configs import schema, weights, weights_list
-from configs.disk import Refused
 from configs.errors import EchoForgeError, MissingWeights
-from configs.locks import LOCK_FILE, Locked
+from configs.runtime.disk import Refused
+from configs.runtime.locks import LOCK_FILE, Locked
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = "wan2.1-fun-1.3b"

@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 
 from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
-from curation import aesthetic, again, backends, puppets
-from curation.analyse import analyse_video
+from curation import puppets
+from curation.analysis import incremental, registry
+from curation.analysis.video import analyse_video
 from curation.config import CurationConfig
+from curation.operators import aesthetic
 
 SMALL = {
     "embed_dim": 32,
@@ -54,14 +56,14 @@ def test_clips_are_scored_and_a_score_added_later_is_the_same(files: tuple[Path,
     puppets.make(tmp_path / "videos", 1, 3, load("tiny").curation.puppets, False)
     video = str(next((tmp_path / "videos").glob("*.mp4")))
     before, now = load("tiny", ["sync.required=false"]).curation, config(*files)
-    loaded = backends.load(now)
+    loaded = registry.load(now)
     (clip, *_) = analyse_video(video, now, backends=loaded)[1]
     assert np.isfinite(clip["aesthetic"])
-    old = analyse_video(video, before, backends=backends.load(before))
+    old = analyse_video(video, before, backends=registry.load(before))
     assert "aesthetic" not in old[1][0]
-    run = again.outdated(backends.parameters(before), backends.parameters(now))
-    assert run == {"aesthetic"} and not again.outdated(backends.parameters(now), backends.parameters(before))
-    (later, *_) = again.analyse_again(video, now, backends=loaded, run=run, before=old)[1]
+    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
+    assert run == {"aesthetic"} and not incremental.outdated(registry.parameters(now), registry.parameters(before))
+    (later, *_) = incremental.analyse_again(video, now, backends=loaded, run=run, before=old)[1]
     assert later["aesthetic"] == clip["aesthetic"]  # the same pictures in the same batch
 
 
@@ -80,6 +82,6 @@ def test_the_full_network_takes_the_published_head() -> None:
 
 def test_what_is_missing_or_wrong_is_named(files: tuple[Path, Path]) -> None:
     with pytest.raises(MissingWeights, match=r"aesthetic\.head"):
-        backends.load(config(files[0], "null"))
+        registry.load(config(files[0], "null"))
     with pytest.raises(EchoForgeError, match="not the aesthetic head"):
-        backends.load(config(files[0], files[0]))
+        registry.load(config(files[0], files[0]))

@@ -10,8 +10,9 @@ import torch
 
 from configs.errors import MissingWeights
 from configs.schema import load
-from curation import again, backends, catalog, puppets
-from curation.analyse import analyse_video
+from curation import puppets, schema
+from curation.analysis import incremental, registry
+from curation.analysis.video import analyse_video
 from curation.config import CurationConfig
 
 IMAGE = "<image>"
@@ -76,7 +77,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_model_describes_clips_that_nobody_described(model: Path, video: Path) -> None:
     cfg = config("captions.kind=vlm", f"captions.model={model}")
-    loaded = backends.load(cfg)
+    loaded = registry.load(cfg)
     first, second = (analyse_video(str(video), cfg, backends=loaded)[1] for _ in range(2))
     assert first and [c["captions"] for c in first] == [c["captions"] for c in second]
     assert all(c["captions"] and c["captions"][0]["source"] == "vlm:tiny-llava" for c in first)
@@ -86,17 +87,17 @@ def test_the_model_describes_clips_that_nobody_described(model: Path, video: Pat
 
 def test_a_catalog_captioned_later_is_as_if_it_had_been_at_once(model: Path, video: Path) -> None:
     before, now = config(), config("captions.kind=vlm", f"captions.model={model}")
-    run = again.outdated(backends.parameters(before), backends.parameters(now))
+    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
     assert run == {"captions"}
-    row, clips = analyse_video(str(video), before, backends=backends.load(before))
+    row, clips = analyse_video(str(video), before, backends=registry.load(before))
     assert clips[0]["captions"][0]["source"] == "template"
-    old = row, catalog.table(clips, catalog.CLIPS).to_pylist()
-    loaded = backends.load(now)
-    later = again.analyse_again(str(video), now, backends=loaded, run=run, before=old)[1]
-    whole = catalog.table(analyse_video(str(video), now, backends=loaded)[1], catalog.CLIPS).to_pylist()
+    old = row, schema.table(clips, schema.CLIPS).to_pylist()
+    loaded = registry.load(now)
+    later = incremental.analyse_again(str(video), now, backends=loaded, run=run, before=old)[1]
+    whole = schema.table(analyse_video(str(video), now, backends=loaded)[1], schema.CLIPS).to_pylist()
     assert later == whole
 
 
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(MissingWeights, match="no-such-model"):
-        backends.load(config("captions.kind=vlm", "captions.model=/no-such-model"))
+        registry.load(config("captions.kind=vlm", "captions.model=/no-such-model"))

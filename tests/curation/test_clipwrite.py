@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation.clipwrite import write_video
+from curation.media.clip_writer import write_video
 from curation.puppets import sample
 
 

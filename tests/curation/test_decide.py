@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from configs.schema import load
-from curation import catalog
+from curation import schema
 from curation.config import CurationConfig
-from curation.decide import decide_clips, decide_videos, explain
-from curation.report_charts import _others
-from curation.rules import rules
+from curation.decision.decide import decide_clips, decide_videos, explain
+from curation.decision.rules import rules
+from curation.report.charts import _others
 
 GOOD = {
     "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "width": 512,
@@ -35,7 +35,7 @@ def config(*overrides: str) -> CurationConfig:
 
 
 def verdict(row: dict, *overrides: str) -> tuple[str, list[str]]:
-    decided = decide_clips(catalog.table([row], catalog.CLIPS), config(*overrides)).to_pylist()[0]
+    decided = decide_clips(schema.table([row], schema.CLIPS), config(*overrides)).to_pylist()[0]
     return decided["verdict"], decided["reasons"]
 
 
@@ -78,11 +78,11 @@ def test_a_correction_follows_the_thresholds_and_not_those_of_the_day_it_was_mea
     row = GOOD | {"sync_c": 2.5, "av_offset_frames": 5, "residual_offset": 0, "residual_frames": 108}
     looser = config("decide.sync_min_conf=2")
     assert verdict(row)[0] == "reject"
-    (decided,) = decide_clips(catalog.table([row], catalog.CLIPS), looser).to_pylist()
+    (decided,) = decide_clips(schema.table([row], schema.CLIPS), looser).to_pylist()
     assert (decided["verdict"], decided["offset_samples"]) == ("keep", 5 * 640)
-    (back,) = decide_clips(catalog.table([decided], catalog.CLIPS), config()).to_pylist()
+    (back,) = decide_clips(schema.table([decided], schema.CLIPS), config()).to_pylist()
     assert (back["verdict"], back["offset_samples"]) == ("reject", 0)
-    assert decide_clips(catalog.table([GOOD], catalog.CLIPS), looser)["offset_samples"].null_count == 1
+    assert decide_clips(schema.table([GOOD], schema.CLIPS), looser)["offset_samples"].null_count == 1
 
 
 def test_a_remainder_that_an_earlier_version_never_measured_holds_the_clip_and_says_how_to_go_on() -> None:
@@ -110,9 +110,9 @@ def test_duplicates_count_only_when_enabled() -> None:
 def test_videos_take_the_best_of_their_clips_and_errors_stay() -> None:
     cfg = config("sync.required=false")
     clips = decide_clips(
-        catalog.table(
+        schema.table(
             [GOOD, GOOD | {"clip_id": "d", "sharpness": 0.0}, GOOD | {"video_id": "w", "source_uri": "w", "fps": 5.0}],
-            catalog.CLIPS,
+            schema.CLIPS,
         ),
         cfg,
     )
@@ -122,14 +122,14 @@ def test_videos_take_the_best_of_their_clips_and_errors_stay() -> None:
         {"video_id": "n", "source_uri": "n"},
         {"video_id": "e", "source_uri": "e", "verdict": "error", "reasons": ["open: broken"]},
     ]
-    out = decide_videos(catalog.table(rows, catalog.VIDEOS), clips, cfg).to_pylist()
+    out = decide_videos(schema.table(rows, schema.VIDEOS), clips, cfg).to_pylist()
     assert [v["verdict"] for v in out] == ["keep", "reject", "reject", "error"]
     assert out[0]["reasons"] == [] and out[2]["reasons"] and out[3]["reasons"] == ["open: broken"]
 
 
 def test_deciding_twice_changes_nothing() -> None:
     cfg = config()
-    once = decide_clips(catalog.table([GOOD, GOOD | {"sharpness": 0.0}], catalog.CLIPS), cfg)
+    once = decide_clips(schema.table([GOOD, GOOD | {"sharpness": 0.0}], schema.CLIPS), cfg)
     assert decide_clips(once, cfg).equals(once)
 
 

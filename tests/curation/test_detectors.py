@@ -11,10 +11,10 @@ import torch
 
 from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
-from curation import backends
-from curation.analyse import analyse_video
+from curation.analysis import registry
+from curation.analysis.video import analyse_video
 from curation.faces import load_detector
-from curation.framepass import FramePass, open_video
+from curation.media.clock import FramePass, open_video
 from curation.puppets import sample
 
 CFG = load("tiny").curation
@@ -46,7 +46,7 @@ def test_cascade_and_yunet_agree_on_where_a_face_is(shared_media: Path, name: st
 def test_mouth_boxes_come_from_landmarks_where_there_are_any(shared_media: Path) -> None:
     named = ["sync.required=false", "faces.detector=yunet", f"faces.weights={shared_media / YUNET}"]
     cfg = load("tiny", named).curation
-    (clip, *_) = analyse_video(str(shared_media / "clips/th_retalking_face5.mp4"), cfg, backends=backends.load(cfg))[1]
+    (clip, *_) = analyse_video(str(shared_media / "clips/th_retalking_face5.mp4"), cfg, backends=registry.load(cfg))[1]
     (track,) = clip["tracks"]
     face, mouth = np.array(track["boxes"]), np.array(track["mouth_boxes"])
     assert clip["active_by"] == "alone" and len(face) == len(mouth) == len(track["box_frames"])
@@ -78,7 +78,7 @@ def test_a_file_that_is_missing_or_something_else_is_named(tmp_path: Path, detec
 def test_an_annotated_region_says_whose_face_is_meant(shared_media: Path) -> None:
     video = str(shared_media / "faults/twoface_sidebyside.mp4")
     cfg = load("tiny", ["sync.required=false"]).curation
-    loaded = backends.load(cfg)
+    loaded = registry.load(cfg)
     (both, *_) = analyse_video(video, cfg, backends=loaded)[1]
     assert both["n_faces"] == 2 and both["active_by"] == "size"
     half, height = both["width"] // 2, both["height"]

@@ -17,21 +17,23 @@ import pytest
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation import backends, catalog, media, puppets, sidecars, sources
-from curation.analyse import analyse_video
-from curation.backends import Backends
-from curation.captions import Beside
-from curation.decord_reader import DecordFile
-from curation.framepass import open_video
-from curation.media import MediaError, VideoFile
-from curation.soundread import SoundReader
+from curation import puppets, schema, sidecars, sources
+from curation.analysis import registry
+from curation.analysis.registry import Backends
+from curation.analysis.video import analyse_video
+from curation.media import container
+from curation.media.audio import SoundReader
+from curation.media.clock import open_video
+from curation.media.container import MediaError, VideoFile
+from curation.media.decord_reader import DecordFile
+from curation.operators.captions import Beside
 
 CFG = load("tiny", ["sync.required=false"]).curation
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Backends:
-    return backends.load(CFG)
+    return registry.load(CFG)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_what_cannot_be_used_is_a_row_with_a_sentence(case: str, tmp_path: Path,
     row, clips = analyse_video(source.uri, CFG, backends=loaded)
     assert clips == [] and row["verdict"] == "error"
     assert re.search(sentence, row["error"])
-    catalog.table([row], catalog.VIDEOS)
+    schema.table([row], schema.VIDEOS)
 
 
 def test_a_name_that_is_no_text_is_a_row_too(tmp_path: Path, good: Path, loaded: Backends) -> None:
@@ -87,7 +89,7 @@ def test_a_name_that_is_no_text_is_a_row_too(tmp_path: Path, good: Path, loaded:
     (source,) = sources.expand([str(tmp_path)], CFG)
     row, _ = analyse_video(source.uri, CFG, backends=loaded)
     assert "not valid UTF-8; rename" in row["error"]
-    catalog.table([row], catalog.VIDEOS)
+    schema.table([row], schema.VIDEOS)
 
 
 def test_links_to_folders_are_followed_once_and_a_locked_folder_is_named(tmp_path: Path, good: Path) -> None:
@@ -152,7 +154,7 @@ def test_what_lies_beside_a_video_is_bounded(
     row, clips = analyse_video(source.uri, CFG, backends=loaded, root=source.root)
     assert clips == [] and row["error_stage"] == "captions"
     assert re.search(re.escape(sentence), row["error"])
-    catalog.table([row], catalog.VIDEOS)
+    schema.table([row], schema.VIDEOS)
 
 
 def test_links_are_followed_inside_the_folder_and_outside_on_request(
@@ -224,7 +226,7 @@ def test_a_picture_that_only_claims_to_be_huge_is_refused(side: int, sentence: s
 def test_a_picture_that_grows_beyond_the_limit_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "v.mkv", 640, 480)
     monkeypatch.setattr(VideoFile, "_check_pixels", lambda *_: None)  # as if the header had said less
-    monkeypatch.setattr(media, "_MOST_PIXELS", 640 * 480 - 1)
+    monkeypatch.setattr(container, "_MOST_PIXELS", 640 * 480 - 1)
     with pytest.raises(MediaError, match="no frame"), VideoFile(str(tmp_path / "v.mkv")):
         pass
 

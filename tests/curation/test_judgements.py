@@ -10,15 +10,17 @@ import pytest
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation import captions, catalog, dedup, sources
-from curation.operators import ClipContext, Picture, Span
+from curation import schema, sources
+from curation.decision import duplicates
+from curation.operators import captions
+from curation.operators.base import ClipContext, Picture, Span
+from curation.operators.overlapped_speech import second_voice
+from curation.operators.quality import QualityOperator, sharpness
+from curation.operators.speech import SpeechOperator, Vad
+from curation.operators.text import crop
+from curation.operators.text.operator import TextOperator
+from curation.operators.text.recogniser import Recogniser
 from curation.puppets import sample
-from curation.quality import QualityOperator, sharpness
-from curation.sound import SpeechOperator, Vad
-from curation.text import crop
-from curation.text.operator import TextOperator
-from curation.text.recogniser import Recogniser
-from curation.voices import second_voice
 
 CFG = load("tiny", []).curation
 RNG = np.random.default_rng(0)
@@ -170,7 +172,7 @@ def test_two_voices_score_above_either_and_silence_has_no_score() -> None:
 
 
 def hashes(seed: int, first: int = 0, count: int = 30, mirrored: bool = False) -> list[int]:
-    operator = dedup.HashOperator(CFG.dedup)
+    operator = duplicates.HashOperator(CFG.dedup)
     for number in range(first, first + count):
         still = scenery(160, 0, seed=9)
         spot = scenery(160, number * 3 % 50, seed=seed + number // 15)
@@ -186,14 +188,14 @@ def test_copies_are_found_trimmed_and_mirrored_and_the_best_one_stays() -> None:
         {"clip_id": k, "video_id": k, "source_uri": k, "phash": v, "face_px": 9.0 if k == "mirror" else 5.0}
         for k, v in kinds.items()
     ]
-    table = catalog.table(rows, catalog.CLIPS)
-    assert dedup.find_duplicates(table, CFG.dedup) == {"a": "mirror", "trim": "mirror"}
+    table = schema.table(rows, schema.CLIPS)
+    assert duplicates.find_duplicates(table, CFG.dedup) == {"a": "mirror", "trim": "mirror"}
     late = [row | {"av_offset_frames": -3 if row["clip_id"] == "mirror" else 0, "face_px": 9.0} for row in rows]
-    assert set(dedup.find_duplicates(catalog.table(late, catalog.CLIPS), CFG.dedup).values()) == {"a"}, (
+    assert set(duplicates.find_duplicates(schema.table(late, schema.CLIPS), CFG.dedup).values()) == {"a"}, (
         "in time, longest"
     )
-    twice = catalog.table([*rows[:1], rows[0] | {"source_uri": "b"}], catalog.CLIPS)
-    assert dedup.mark_duplicates(twice, CFG.dedup)["duplicate_of"].to_pylist() == [None, "a"]
+    twice = schema.table([*rows[:1], rows[0] | {"source_uri": "b"}], schema.CLIPS)
+    assert duplicates.mark_duplicates(twice, CFG.dedup)["duplicate_of"].to_pylist() == [None, "a"]
 
 
 def test_sources_of_every_kind(tmp_path: Path) -> None:

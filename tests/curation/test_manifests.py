@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from configs.errors import EchoForgeError
 from configs.schema import load
 from curation import sources
-from curation.captions import CAPTION_BYTES
+from curation.operators.captions import CAPTION_BYTES
 from curation.sources import SPANS, URI_BYTES, Source
 
 CFG = load("tiny").curation

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from configs.schema import load
-from curation import backends, puppets
-from curation.analyse import analyse_video
-from curation.soundread import SoundReader, _samples
+from curation import puppets
+from curation.analysis import registry
+from curation.analysis.video import analyse_video
+from curation.media.audio import SoundReader, _samples
 
 T = TypeVar("T")
 CFG = load("tiny", ["sync.required=false"]).curation
@@ -107,7 +108,7 @@ def test_a_stream_that_becomes_stereo_midway_keeps_its_channels(kind: str) -> No
 
 
 def curated(paths: list[Path]) -> list[tuple[str, list[str]]]:
-    loaded, results = backends.load(CFG), []
+    loaded, results = registry.load(CFG), []
     for path in paths:
         row, clips = analyse_video(str(path), CFG, backends=loaded)
         spans = [f"{clip['start_frame']}-{clip['end_frame']}" for clip in clips]

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 
 from configs.schema import load
-from curation import backends, catalog, media
-from curation.analyse import analyse_video
-from curation.clipread import read_clip, read_still
-from curation.clipwrite import write_video
-from curation.framepass import FramePass, open_video
-from curation.media import Frame, MediaError, VideoFile
-from curation.operators import Picture
+from curation import schema
+from curation.analysis import registry
+from curation.analysis.video import analyse_video
+from curation.media import container
+from curation.media.audio import SoundReader
+from curation.media.clip_reader import read_clip, read_still
+from curation.media.clip_writer import write_video
+from curation.media.clock import FramePass, open_video
+from curation.media.container import Frame, MediaError, VideoFile
+from curation.operators.base import Picture
+from curation.operators.quality import DetailOperator
 from curation.puppets import sample
-from curation.quality import DetailOperator
-from curation.soundread import SoundReader
 
 VIDEO = load("tiny").curation.video
 
@@ -204,7 +206,7 @@ def test_only_the_wanted_spans_are_looked_at_and_clips_begin_with_them(
 
     monkeypatch.setattr(DetailOperator, "frame", frame)
     path = film(tmp_path / "v.mp4", [40 * k for k in range(1500)], level=[99] * 1500)
-    loaded = backends.load(cfg)
+    loaded = registry.load(cfg)
     row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(40.0, 42.0), (10.2, 20.4)])
     assert [(c["start_frame"], c["end_frame"]) for c in clips] == [(255, 368), (368, 481), (1000, 1049)]
     assert all(255 <= at < 510 or 1000 <= at < 1050 for at, _ in held)
@@ -219,7 +221,7 @@ def test_a_late_span_is_sought_and_its_rows_are_the_same(tmp_path: Path, monkeyp
     people = [sample(3, n, cfg.puppets, frames=250) for n in range(3)]
     frames = np.concatenate([person.frames for person in people] * 2)
     pcm = np.concatenate([person.pcm[: 250 * 640] for person in people] * 2)
-    path, loaded = write_video(tmp_path / "v.mp4", frames, pcm), backends.load(cfg)
+    path, loaded = write_video(tmp_path / "v.mp4", frames, pcm), registry.load(cfg)
     decoded: list[int] = []
     counted = FramePass._counted
 
@@ -232,9 +234,9 @@ def test_a_late_span_is_sought_and_its_rows_are_the_same(tmp_path: Path, monkeyp
     found = []
     for seek_from in (10.0, 1e9):
         decoded.clear()
-        monkeypatch.setattr(media, "_SEEK_FROM_S", seek_from)
+        monkeypatch.setattr(container, "_SEEK_FROM_S", seek_from)
         row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(44.0, 56.0)])
-        found.append(catalog.table(clips, catalog.CLIPS).to_pylist())
+        found.append(schema.table(clips, schema.CLIPS).to_pylist())
         assert "error" not in row and row["duration_s"] == 60 and min(decoded) == (0 if seek_from > 1e6 else 750)
     assert found[0] == found[1] and len(found[0]) >= 2  # to the last bit: the operators saw the same pictures
     assert all(clip["tracks"] and clip["speech_frac"] is not None for clip in found[0])

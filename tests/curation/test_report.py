@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curation.catalog import CLIPS, table
-from curation.reasons import REASONS
-from curation.report import _funnel, _held
-from curation.report_charts import failed_rules, only_this
+from curation.decision.reasons import REASONS
+from curation.report.charts import failed_rules, only_this
+from curation.report.page import _funnel, _held
+from curation.schema import CLIPS, table
 
 HOLDING = [code for code, entry in REASONS.items() if entry.holds]
 CLIP = {"clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 25}

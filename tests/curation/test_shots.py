@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.schema import load
-from curation.clips import ClipCutter
-from curation.operators import Picture, Span
-from curation.shots import ShotDetector, shots
+from curation.analysis.clips import ClipCutter
+from curation.analysis.shots import ShotDetector, shots
+from curation.operators.base import Picture, Span
 
 CFG = load("tiny").curation
 pytestmark = pytest.mark.numeric

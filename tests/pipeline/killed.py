@@ -21,16 +21,16 @@ import pyarrow as pa
 sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from configs import schema  # noqa: E402
-from curation.catalog import CLIPS, VIDEOS  # noqa: E402
-from pipeline import catalog, tables  # noqa: E402
-from pipeline.summary import describing  # noqa: E402
+from curation.schema import CLIPS, VIDEOS  # noqa: E402
+from pipeline.catalog import queries, tables  # noqa: E402
+from pipeline.catalog.summary import describing  # noqa: E402
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
 def redecide(root: str) -> None:
     """Another threshold."""
-    catalog.redecide(root, schema.load("tiny", ["decide.min_sharpness=0.3"]))
+    queries.redecide(root, schema.load("tiny", ["decide.min_sharpness=0.3"]))
 
 
 def curate(root: str) -> None:
@@ -47,7 +47,7 @@ def curate(root: str) -> None:
 
 def relocate(root: str) -> None:
     """The files are elsewhere."""
-    catalog.relocate(root, "/old", str(Path(root).parent / "media"))
+    queries.relocate(root, "/old", str(Path(root).parent / "media"))
 
 
 def _die_at(moment: int) -> None:

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from configs import schema
-from curation import again, backends, catalog, puppets
-from curation.analyse import analyse_video
-from curation.captions import captions
+from curation import puppets
+from curation import schema as catalog
+from curation.analysis import incremental, registry
+from curation.analysis.video import analyse_video
 from curation.config import CurationConfig
+from curation.operators.captions import captions
 from curation.sync.fitted import FittedSync, SmallSyncNet
-from pipeline.timing import Stopwatch, timed
+from pipeline.catalog.timing import Stopwatch, timed
 
 
 def config(*overrides: str) -> CurationConfig:
@@ -33,14 +35,14 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     yield str(path)
 
 
-def stored(rows: again.Rows) -> again.Rows:
+def stored(rows: incremental.Rows) -> incremental.Rows:
     """As a ledger gives them back: every column, in the types of the tables."""
     (video,) = catalog.table([rows[0]], catalog.VIDEOS).to_pylist()
     return video, catalog.table(rows[1], catalog.CLIPS).to_pylist()
 
 
-def analysed(video: str, cfg: CurationConfig) -> again.Rows:
-    return stored(analyse_video(video, cfg, backends=backends.load(cfg)))
+def analysed(video: str, cfg: CurationConfig) -> incremental.Rows:
+    return stored(analyse_video(video, cfg, backends=registry.load(cfg)))
 
 
 CASES = {
@@ -58,22 +60,22 @@ CASES = {
 def test_the_rows_are_those_of_a_whole_analysis_and_nothing_else_ran(video: str, name: str) -> None:
     override, expected = CASES[name]
     before, now = config(), config(override)
-    run = again.outdated(backends.parameters(before), backends.parameters(now))
+    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
     assert run == expected
     watch = Stopwatch()
-    old, loaded = analysed(video, before), timed(backends.load(now), watch)
-    rows = stored(again.analyse_again(video, now, backends=loaded, run=run, before=old))
+    old, loaded = analysed(video, before), timed(registry.load(now), watch)
+    rows = stored(incremental.analyse_again(video, now, backends=loaded, run=run, before=old))
     assert rows[1] and rows == analysed(video, now)  # to the last bit: the operators see the same pictures and sound
     assert watch.seconds.keys() <= expected, "no operator ran that was not asked for"
 
 
 def test_what_moves_clips_is_everything_and_a_new_operator_is_only_itself() -> None:
-    hashes = backends.parameters(config())
+    hashes = registry.parameters(config())
     for whole in ("video", "shots", "clips"):
-        assert again.outdated(hashes | {whole: "other"}, hashes) is None
-    assert again.outdated({k: v for k, v in hashes.items() if k != "quality"}, hashes) == {"quality"}
-    assert again.outdated(hashes | {"gone": "1"}, hashes) == frozenset()
-    assert again.outdated(backends.parameters(config("decide.min_sharpness=0.9")), hashes) == frozenset()
+        assert incremental.outdated(hashes | {whole: "other"}, hashes) is None
+    assert incremental.outdated({k: v for k, v in hashes.items() if k != "quality"}, hashes) == {"quality"}
+    assert incremental.outdated(hashes | {"gone": "1"}, hashes) == frozenset()
+    assert incremental.outdated(registry.parameters(config("decide.min_sharpness=0.9")), hashes) == frozenset()
 
 
 def test_rows_of_a_broken_file_are_no_start(tmp_path: Path) -> None:
@@ -82,8 +84,8 @@ def test_rows_of_a_broken_file_are_no_start(tmp_path: Path) -> None:
     cfg = config()
     error: Any = analysed(str(file), cfg)
     assert error[0]["error_stage"]
-    loaded = backends.load(cfg)
-    assert stored(again.analyse_again(str(file), cfg, backends=loaded, run={"text"}, before=error)) == error
+    loaded = registry.load(cfg)
+    assert stored(incremental.analyse_again(str(file), cfg, backends=loaded, run={"text"}, before=error)) == error
 
 
 @pytest.fixture
@@ -102,11 +104,11 @@ class _NotAsked:
 @pytest.mark.parametrize("kind", ["template", "vlm"])
 def test_new_sync_scores_ask_no_model_and_a_template_still_says_that_somebody_talks(bare: str, kind: str) -> None:
     before, now = config(), config("sync.vshift=10")
-    run = again.outdated(backends.parameters(before), backends.parameters(now))
+    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
     assert run == {"sync"}
     torch.manual_seed(0)
     net: Any = FittedSync(SmallSyncNet(), now.sync, {"threshold": 1.0})
-    loaded = replace(backends.load(now), sync=net)
+    loaded = replace(registry.load(now), sync=net)
     old, whole = analysed(bare, before), stored(analyse_video(bare, now, backends=loaded))
     assert old[1][0]["sync_fit_conf"] is None and whole[1][0]["sync_fit_conf"] is not None
     if kind == "vlm":
@@ -117,24 +119,24 @@ def test_new_sync_scores_ask_no_model_and_a_template_still_says_that_somebody_ta
     else:
         assert old[1][0]["captions"][0]["source"] == "template"
         assert "not talking" not in old[1][0]["captions"][0]["text"]
-    assert stored(again.analyse_again(bare, now, backends=loaded, run=run, before=old)) == whole
+    assert stored(incremental.analyse_again(bare, now, backends=loaded, run=run, before=old)) == whole
 
 
 def test_a_template_caption_follows_the_sound(bare: str) -> None:
     now = config()
-    old, loaded = analysed(bare, now), backends.load(now)
+    old, loaded = analysed(bare, now), registry.load(now)
     before = old[0], [clip | {"speech_frac": 0.0} for clip in old[1]]
     for clip in before[1]:
         clip["captions"] = captions(clip | {"captions": None}, [], now.captions)
     assert "not talking" in before[1][0]["captions"][0]["text"]
-    assert stored(again.analyse_again(bare, now, backends=loaded, run={"sound"}, before=before)) == old
+    assert stored(incremental.analyse_again(bare, now, backends=loaded, run={"sound"}, before=before)) == old
 
 
 def test_nothing_is_decoded_where_no_clip_has_a_sync_score_and_none_will_get_one(
     video: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, now = config(), config("sync.vshift=10")
-    old, loaded = analysed(video, before), backends.load(now)
-    monkeypatch.setattr(again, "analyse_video", None)
-    monkeypatch.setattr(again, "_look", None)
-    assert stored(again.analyse_again(video, now, backends=loaded, run={"sync"}, before=old)) == old
+    old, loaded = analysed(video, before), registry.load(now)
+    monkeypatch.setattr(incremental, "analyse_video", None)
+    monkeypatch.setattr(incremental, "_look", None)
+    assert stored(incremental.analyse_again(video, now, backends=loaded, run={"sync"}, before=old)) == old

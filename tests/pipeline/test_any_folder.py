@@ -20,7 +20,7 @@ import pytest
 
 from configs import schema
 from curation import puppets
-from pipeline import worker_entry
+from pipeline.engine import worker_entry
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, str(ROOT / "cli.py")]
@@ -90,14 +90,16 @@ def test_the_cut_detector_starts_no_program(ffmpeg: dict[str, str], tmp_path: Pa
     # A child in the background of its terminal, as Ray's workers are.
     code = """
 import subprocess, sys
-child = "from curation.shots import _adaptive_detector as d; print(d().__module__)"
+child = "from curation.analysis.shots import _adaptive_detector as d; print(d().__module__)"
 sys.exit(subprocess.run([sys.executable, "-c", child], process_group=0, check=False).returncode)
 """
     env = {**ffmpeg, "PYTHONPATH": str(ROOT)}
     status, output = in_terminal([sys.executable, "-c", code], tmp_path, env, 60)
     assert status == 0 and "scenedetect.detectors.adaptive_detector" in output, (status, output)
     assert not _ran(env)
-    whole = "import curation.shots as s; s._adaptive_detector(); import scenedetect; print(scenedetect.open_video)"
+    whole = (
+        "import curation.analysis.shots as s; s._adaptive_detector(); import scenedetect; print(scenedetect.open_video)"
+    )
     done = subprocess.run([sys.executable, "-c", whole], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, "whoever imports the package later gets the whole of it: " + done.stderr
 
@@ -113,7 +115,7 @@ from pathlib import Path
 import workers
 from pipeline import engine
 from pipeline.config import WorkerShare
-from pipeline.ledger import Ledger, Unit
+from pipeline.engine.ledger import Ledger, Unit
 from configs import schema
 share = WorkerShare(count=1, cpus=1, gpus=0, memory_mb=800, memory_limit_mb=1500)
 ledger = Ledger("ledger", workers.SAID, {{}})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.schema import load
-from pipeline import buckets, shard_plan
+from pipeline.dataset import buckets, plan
 
 REAL = load("wan2.1-fun-1.3b").pipeline
 
@@ -82,13 +82,13 @@ def test_boxes_are_linear_between_detections_and_absent_in_gaps() -> None:
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([None, "ann", "bob", "cem"])), min_size=2, max_size=60))
 def test_a_person_is_in_one_split_also_in_later_generations(pairs: list[tuple[int, str | None]]) -> None:
     clips = [{"video_id": f"v{video}", "speaker": speaker} for video, speaker in pairs]
-    group_of, split_of = shard_plan.split_groups(clips, REAL.shards, {})
+    group_of, split_of = plan.split_groups(clips, REAL.shards, {})
     for clip in clips:
         for other in clips:
             if clip["speaker"] and clip["speaker"] == other["speaker"]:
                 assert group_of[clip["video_id"]] == group_of[other["video_id"]]
     taken = {video: split_of[group] for video, group in group_of.items()}
-    later, again = shard_plan.split_groups([*clips, {"video_id": "new", "speaker": None}], REAL.shards, taken)
+    later, again = plan.split_groups([*clips, {"video_id": "new", "speaker": None}], REAL.shards, taken)
     assert all(again[later[video]] == split for video, split in taken.items())
 
 
@@ -97,5 +97,5 @@ def test_few_videos_fill_the_splits_in_the_order_of_their_use(count: int) -> Non
     """With four videos `train` found no validation sample and stopped."""
     for series in range(50):
         clips = [{"video_id": f"{series}-{number}", "speaker": None} for number in range(count)]
-        filled = set(shard_plan.split_groups(clips, REAL.shards, {})[1].values())
-        assert filled >= set(shard_plan.SMALL_FIRST[:count])
+        filled = set(plan.split_groups(clips, REAL.shards, {})[1].values())
+        assert filled >= set(plan.SMALL_FIRST[:count])

@@ -15,10 +15,11 @@ import pytest
 
 from configs import aliases, schema
 from configs.errors import EchoForgeError, MissingWeights
-from curation.backends import parameters
-from curation.catalog import VIDEOS, clip_id, video_id
-from curation.inputs import decides, operators_of
-from pipeline import catalog, curate, redecide, store, tables
+from curation.analysis.inputs import decides, operators_of
+from curation.analysis.registry import parameters
+from curation.schema import VIDEOS, clip_id, video_id
+from pipeline import storage
+from pipeline.catalog import curate, queries, redecide, tables
 
 CALLS: list[str] = []
 
@@ -101,27 +102,27 @@ def test_a_threshold_decides_again_without_analysing(videos: Path, tmp_path: Pat
     run(videos, out)
     CALLS.clear()
     config = schema.load("tiny", ["execution.rows_per_file=4", "decide.min_sharpness=0.9"])
-    summary = catalog.redecide(str(out), config)
+    summary = queries.redecide(str(out), config)
     again = rows(out)
     assert summary.clips == {"keep": 3, "reject": 7}
     run(videos, out, "decide.min_sharpness=0.9")
     assert CALLS == [] and rows(out) == again
-    assert "sharpness" in str(catalog.explain(str(out), again[4]["clip_id"], config.curation))
+    assert "sharpness" in str(queries.explain(str(out), again[4]["clip_id"], config.curation))
 
 
 def test_a_catalog_is_decided_again_from_its_own_configuration(videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(videos, out, "decide.min_sharpness=0.9", "decide.max_faces=3")
-    config = catalog.configuration(str(out), ["decide.min_sharpness=0.1"])
+    config = queries.configuration(str(out), ["decide.min_sharpness=0.1"])
     assert config is not None
     assert (config.curation.decide.min_sharpness, config.curation.decide.max_faces) == (0.1, 3)
-    catalog.redecide(str(out), config)
+    queries.redecide(str(out), config)
     assert {row["verdict"] for row in rows(out)} == {"keep"}
-    later = catalog.configuration(str(out), [])
+    later = queries.configuration(str(out), [])
     assert later is not None and later.curation.decide == config.curation.decide
-    assert catalog.configuration(str(tmp_path), []) is None
+    assert queries.configuration(str(tmp_path), []) is None
     with pytest.raises(EchoForgeError, match="nan"):
-        catalog.configuration(str(out), ["decide.min_sharpness=.nan"])
+        queries.configuration(str(out), ["decide.min_sharpness=.nan"])
 
 
 def test_a_changed_parameter_computes_its_operator_and_what_depends_on_it_and_says_so(
@@ -194,7 +195,7 @@ def test_a_poisoned_file_has_a_row_with_its_cause_and_can_be_tried_again(videos:
     assert CALLS.count("p.mp4") == 2 and len(summary.set_aside) == 1
     (row,) = [row for row in rows(out, "videos") if row["verdict"] == "error"]
     assert row["source_uri"].endswith("p.mp4") and row["error"] == "RuntimeError: cannot"
-    assert "RuntimeError: cannot" in str(catalog.status(str(out)))
+    assert "RuntimeError: cannot" in str(queries.status(str(out)))
     CALLS.clear()
     run(videos, out)
     assert CALLS == []
@@ -266,10 +267,10 @@ def test_tables_that_an_older_version_left_half_written_are_not_read_and_written
     (videos / "new.mp4").write_text("9")
     (out / tables.MARK).write_text(json.dumps({"why": "killed", "command": "curate"}))
     with pytest.raises(EchoForgeError, match="interrupted"):
-        catalog.status(str(out))
+        queries.status(str(out))
     CALLS.clear()
     run(videos, out)
-    assert CALLS == ["new.mp4"] and len(rows(out)) == 19 and catalog.status(str(out)).clips["keep"] == 11
+    assert CALLS == ["new.mp4"] and len(rows(out)) == 19 and queries.status(str(out)).clips["keep"] == 11
 
 
 def test_no_credentials_in_anything_that_is_written(
@@ -287,22 +288,22 @@ def test_sources_and_catalog_in_an_object_store_and_no_credentials_there(
     s3: str, videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for number, file in enumerate(sorted(videos.iterdir())):
-        store.write_bytes(f"{s3}/raw/{number} $(x).mp4", file.read_bytes())
-    store.write_bytes(f"{s3}/raw/poison.mp4", b"poison")
+        storage.write_bytes(f"{s3}/raw/{number} $(x).mp4", file.read_bytes())
+    storage.write_bytes(f"{s3}/raw/poison.mp4", b"poison")
     out = f"{s3}/catalog"
     config = schema.load("tiny", ["execution.rows_per_file=4", "decide.min_sharpness=0.3"])
     summary = curate.curate([f"{s3}/raw"], out, config, inline=True)
     assert summary.clips == {"keep": 8, "reject": 2} and len(summary.set_aside) == 1
     table = tables.read(out, "videos", VIDEOS)
     analysed = table.filter(pc.is_valid(table["video_id"])).to_pylist()
-    assert len(analysed) == 3 and all(row["source_tag"] == store.entry(row["source_uri"]).tag for row in analysed)
+    assert len(analysed) == 3 and all(row["source_tag"] == storage.entry(row["source_uri"]).tag for row in analysed)
     CALLS.clear()
     again = curate.curate([f"{s3}/raw"], out, config, inline=True)
     assert CALLS == [] and again.clips == summary.clips
-    assert "quarantined: " in (shown := str(catalog.status(out))) and "poison.mp4: RuntimeError: cannot" in shown
+    assert "quarantined: " in (shown := str(queries.status(out))) and "poison.mp4: RuntimeError: cannot" in shown
     assert "--retry-failed" in shown
-    assert catalog.redecide(out, schema.load("tiny", ["decide.min_sharpness=0.9"])).clips == {"keep": 3, "reject": 7}
-    fs, root = store.filesystem(out)
+    assert queries.redecide(out, schema.load("tiny", ["decide.min_sharpness=0.9"])).clips == {"keep": 3, "reject": 7}
+    fs, root = storage.filesystem(out)
     written = b"".join(fs.cat_file(path) for path in fs.find(root)) + "".join(capfd.readouterr()).encode()
     assert b"testing-secret" not in written and b"testing-key" not in written and len(fs.find(root)) > 6
 
@@ -319,7 +320,7 @@ def test_status_of_a_first_run_that_has_not_ended(
     monkeypatch.setattr(curate.tables, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         run(videos, out)
-    shown = str(catalog.status(str(out)))
+    shown = str(queries.status(str(out)))
     assert "3 of 4 videos done" in shown and "a poison.mp4: RuntimeError: cannot" in shown
 
 

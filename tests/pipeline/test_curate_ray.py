@@ -11,7 +11,7 @@ import pytest
 
 from configs import schema
 from curation import puppets
-from pipeline.curate import curate
+from pipeline.catalog.curate import curate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

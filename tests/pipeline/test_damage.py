@@ -16,9 +16,11 @@ import pytest
 
 from configs import schema
 from configs.errors import EchoForgeError
-from curation.catalog import clip_id, video_id
-from pipeline import catalog, curate, seal, store, tables
-from pipeline.ledger import Finished, Ledger, Result, Unit, mend, unit_id
+from curation.schema import clip_id, video_id
+from pipeline import storage
+from pipeline.catalog import curate, queries, tables
+from pipeline.engine import seal
+from pipeline.engine.ledger import Finished, Ledger, Result, Unit, mend, unit_id
 
 CALLS: list[str] = []
 COUNT = 6
@@ -65,7 +67,7 @@ def run(media: Path, out: Path, *overrides: str) -> None:
 def rows(out: Path) -> list[Any]:
     whole = tables.read_whole(str(out))
     clips = sorted(whole.clips.to_pylist(), key=lambda row: row["source_uri"])
-    return [whole.videos.to_pylist(), clips, whole.run["config"], catalog.verify(str(out)).wrong]
+    return [whole.videos.to_pylist(), clips, whole.run["config"], queries.verify(str(out)).wrong]
 
 
 def targets(out: Path) -> list[Path]:
@@ -167,13 +169,13 @@ def test_a_damaged_part_is_set_aside_named_and_looked_at_again(
     said = " ".join(capsys.readouterr().err.split())
     assert f"'{part}' is damaged (it is not as it was written): it is now '{part.name}.damaged'" in said
     assert part.with_name(part.name + ".damaged").read_bytes() == lost, "nothing is deleted"
-    assert CALLS and catalog.verify(str(out)).ok
+    assert CALLS and queries.verify(str(out)).ok
 
 
 def test_verify_finds_150_of_150_flips_and_names_the_file(media: Path, tmp_path: Path) -> None:
     out, chance = tmp_path / "out", random.Random(150)
     run(media, out)
-    assert catalog.verify(str(out)).ok
+    assert queries.verify(str(out)).ok
     parts = [*out.glob("clips/*"), *out.glob("videos/*"), *out.glob("ledger/curate/*/parts/*")]
     files = [*parts, out / "run.json", out / "tables.json", *out.glob("ledger/curate/*/quarantine/*")]
     found = 0
@@ -181,11 +183,11 @@ def test_verify_finds_150_of_150_flips_and_names_the_file(media: Path, tmp_path:
         path = chance.choice(files)
         before = path.read_bytes()
         flip(path, chance)
-        result = catalog.verify(str(out))
+        result = queries.verify(str(out))
         found += len(result.wrong) == 1 and path.name in result.wrong[0] and "`" in result.wrong[0]
         path.write_bytes(before)
     assert found == 150
-    assert catalog.verify(str(out)).ok
+    assert queries.verify(str(out)).ok
 
 
 def test_a_reader_of_a_damaged_table_says_one_sentence_or_reads_what_was_written(media: Path, tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_the_last_version_of_a_file_is_shown_whatever_the_clock_said(
     (media / "0.mp4").write_text("another version, longer")
     now = curate.engine.time.time
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.ledger.time.time", lambda: now() + later)
+        patch.setattr("pipeline.engine.ledger.time.time", lambda: now() + later)
         run(media, out)
     expected = video_id(media / "0.mp4")
     run(other, out)
@@ -261,13 +263,13 @@ def test_a_ledger_in_an_object_store_heals(s3: str) -> None:
     for n in range(3):
         where.commit([Finished(Unit(unit_id(n), None), Result({"a": [{"n": n}]}), 1.0)], "v")
     url = where.part([unit_id(1)])
-    data = bytearray(store.read_bytes(url))
+    data = bytearray(storage.read_bytes(url))
     data[40] ^= 1
-    store.write_bytes(url, bytes(data))
+    storage.write_bytes(url, bytes(data))
     said: list[str] = []
     mend(where.root, kinds, said.append)
     assert len(said) == 1 and url in said[0] and where.done() == {unit_id(0), unit_id(2)}
-    assert store.read_bytes(f"{url}.damaged") == bytes(data)
+    assert storage.read_bytes(f"{url}.damaged") == bytes(data)
 
 
 def test_a_status_that_is_damaged_is_one_line(media: Path, tmp_path: Path) -> None:
@@ -275,7 +277,7 @@ def test_a_status_that_is_damaged_is_one_line(media: Path, tmp_path: Path) -> No
     run(media, out)
     for text in ("[]", "{", '{"done": "x", "total": 1}', '{"done": 1e999, "total": 1}', "[" * 100_000):
         (out / "status.json").write_text(text)
-        assert "status.json' is damaged" in str(catalog.status(str(out)))
+        assert "status.json' is damaged" in str(queries.status(str(out)))
     (out / "ledger" / "curate" / "latest.json").write_text(json.dumps({"a": [1]}))
     with pytest.raises(EchoForgeError, match=r"latest\.json' is damaged"):
-        catalog.status(str(out))
+        queries.status(str(out))

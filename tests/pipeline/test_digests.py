@@ -21,14 +21,15 @@ from configs import dataset_files
 from configs.dataset_files import Damaged, Digests, FileDigest
 from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
-from pipeline import shards_edit, store
-from pipeline.dataset import read_digests, read_index
-from pipeline.shard import shard
-from pipeline.shards_verify import verify
+from pipeline import storage
+from pipeline.dataset import edit
+from pipeline.dataset.files import read_digests, read_index
+from pipeline.dataset.shard import shard
+from pipeline.dataset.verify import verify
 from tests.pipeline.test_shard import CONFIG, make_catalog
 from train.config import KeepConfig
-from train.index import open_index
-from train.inputs import read_prompts
+from train.data.index import open_index
+from train.data.inputs import read_prompts
 
 FIELD = "cond_avatar"
 
@@ -39,7 +40,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("digests")
     make_catalog(root, 3)
     shard(str(root / "catalog"), str(root / "dataset"), CONFIG, inline=True)
-    shards_edit.add(str(root / "dataset"), FIELD, CONFIG, inline=True)
+    edit.add(str(root / "dataset"), FIELD, CONFIG, inline=True)
     return root
 
 
@@ -120,9 +121,9 @@ def test_a_dataset_without_digests_is_read_and_verify_says_what_it_could_not_che
     report = verify(str(dataset))
     assert report.ok and "earlier version" in report.notes[0]
     assert len(open_index(dataset, split="train", keep=KeepConfig()))
-    assert shards_edit.split(str(dataset), str(dataset.parent / "copy")) == rows.num_rows
+    assert edit.split(str(dataset), str(dataset.parent / "copy")) == rows.num_rows
     assert verify(str(dataset.parent / "copy")).notes == []  # the copies were hashed on their way
-    shards_edit.add(str(dataset), FIELD, CONFIG, inline=True)
+    edit.add(str(dataset), FIELD, CONFIG, inline=True)
     report = verify(str(dataset))
     assert report.ok and "no digest is known" in report.notes[0]
     assert {INDEX_FILE, PROMPTS_FILE, DATASET_FILE, f"fields/{FIELD}.parquet"} <= read_digests(
@@ -132,7 +133,7 @@ def test_a_dataset_without_digests_is_read_and_verify_says_what_it_could_not_che
 
 def test_merge_and_split_keep_digests_and_refuse_a_damaged_tar(dataset: Path, tmp_path: Path) -> None:
     known = read_digests(str(dataset)).files  # type: ignore[union-attr]
-    shards_edit.split(str(dataset), str(tmp_path / "part"))
+    edit.split(str(dataset), str(tmp_path / "part"))
     copied = read_digests(str(tmp_path / "part")).files  # type: ignore[union-attr]
     tars = {name: digest for name, digest in known.items() if name.endswith(".tar")}
     assert tars == {name: digest for name, digest in copied.items() if name.endswith(".tar")} and tars
@@ -142,7 +143,7 @@ def test_merge_and_split_keep_digests_and_refuse_a_damaged_tar(dataset: Path, tm
     data[120] ^= 1  # a header: the mode of a member
     tar.write_bytes(data)
     with pytest.raises(EchoForgeError, match="sha256 differs"):
-        shards_edit.split(str(dataset), str(tmp_path / "again"))
+        edit.split(str(dataset), str(tmp_path / "again"))
     assert not list((tmp_path / "again").rglob("*.tar*"))
 
 
@@ -152,7 +153,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, work: Callable[[], object]) -> bool:
     """Run ``work`` and end it when it writes its ``number``-th file; whether it came that far."""
-    honest, count = store.write_bytes, 0
+    honest, count = storage.write_bytes, 0
 
     def write(url: str, data: bytes) -> None:
         nonlocal count
@@ -161,13 +162,13 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, number: int, work: Callable[[], o
             raise Killed
         honest(url, data)
 
-    monkeypatch.setattr(store, "write_bytes", write)
+    monkeypatch.setattr(storage, "write_bytes", write)
     try:
         work()
     except Killed:
         return True
     finally:
-        monkeypatch.setattr(store, "write_bytes", honest)
+        monkeypatch.setattr(storage, "write_bytes", honest)
     return False
 
 
@@ -175,8 +176,8 @@ def commands(world: Path, out: Path) -> dict[str, Callable[[], Any]]:
     fewer, more = str(out / "fewer"), str(out / "more")
     return {
         "shard": lambda: shard(str(world / "catalog"), more, CONFIG, inline=True),
-        "shards add": lambda: shards_edit.add(more, FIELD, CONFIG, inline=True),
-        "shards split": lambda: shards_edit.split(more, fewer),
+        "shards add": lambda: edit.add(more, FIELD, CONFIG, inline=True),
+        "shards split": lambda: edit.split(more, fewer),
     }
 
 
@@ -235,7 +236,7 @@ def test_a_damaged_plan_is_one_sentence(world: Path, dataset: Path, damage: byte
     (dataset / "gen-000" / "plan.parquet").write_bytes(damage)
     for work in (
         lambda: shard(str(world / "catalog"), str(dataset), CONFIG, inline=True),
-        lambda: shards_edit.add(str(dataset), FIELD, CONFIG, inline=True),
+        lambda: edit.add(str(dataset), FIELD, CONFIG, inline=True),
     ):
         with pytest.raises(EchoForgeError, match=r"gen-000/plan.parquet .* copy"):
             work()
@@ -248,22 +249,22 @@ def test_a_plan_from_a_stranger_writes_nothing_outside(dataset: Path, tmp_path: 
     tars = pa.array(["../../outside/shard-000000.tar"] * plan.num_rows)
     pq.write_table(plan.set_column(1, "tar", tars), path)
     with pytest.raises(EchoForgeError, match="lies outside"):
-        shards_edit.add(str(dataset), "cond_lip", CONFIG, inline=True)
+        edit.add(str(dataset), "cond_lip", CONFIG, inline=True)
     pq.write_table(plan, path)
     (dataset / "gen-000").rename(tmp_path / "elsewhere")
     (dataset / "gen-000").symlink_to(tmp_path / "elsewhere")
     before = sorted((tmp_path / "elsewhere").rglob("*"))
     with pytest.raises(EchoForgeError):
-        shards_edit.add(str(dataset), "cond_lip", CONFIG, inline=True)
+        edit.add(str(dataset), "cond_lip", CONFIG, inline=True)
     assert before == sorted((tmp_path / "elsewhere").rglob("*"))
 
 
 def test_verify_on_an_object_store_compares_every_file_too(world: Path, s3: str) -> None:
     for path in [*files_of(world / "dataset")]:
-        store.write_bytes(f"{s3}/d/{path.relative_to(world / 'dataset').as_posix()}", path.read_bytes())
+        storage.write_bytes(f"{s3}/d/{path.relative_to(world / 'dataset').as_posix()}", path.read_bytes())
     report = verify(f"{s3}/d")
     assert report.ok and not report.notes, str(report)
-    data = bytearray(store.read_bytes(f"{s3}/d/samples.jpg"))
+    data = bytearray(storage.read_bytes(f"{s3}/d/samples.jpg"))
     data[-1] ^= 1
-    store.write_bytes(f"{s3}/d/samples.jpg", bytes(data))
+    storage.write_bytes(f"{s3}/d/samples.jpg", bytes(data))
     assert [problem.tar for problem in verify(f"{s3}/d").problems] == ["samples.jpg"]

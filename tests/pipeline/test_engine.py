@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from configs.errors import MissingWeights
-from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
-from pipeline.engine import EngineError, Outcome
-from pipeline.ledger import Ledger, Result, Unit, unit_id
+from pipeline.engine import runner
+from pipeline.engine.ledger import Ledger, Result, Unit, unit_id
+from pipeline.engine.runner import EngineError, Outcome
 
 # Ray's workers must be able to import the workers of these tests by name.
 _HERE = str(Path(__file__).parent)
@@ -55,7 +55,7 @@ def units(count: int, **trouble: dict[str, Any]) -> list[Unit]:
 
 
 def run(where: Ledger, work: list[Unit], inline: bool, **more: Any) -> Outcome:
-    return engine.run(work, workers.Squares, where, SHARE, EXECUTION, inline=inline, **more)
+    return runner.run(work, workers.Squares, where, SHARE, EXECUTION, inline=inline, **more)
 
 
 def squares(where: Ledger) -> list[tuple[int, int]]:
@@ -108,8 +108,8 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
     tmp_path: Path, on_path: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One Ray for all of it: crash, kill, hang with the interpreter's lock held, memory, exception; equal results."""
-    from pipeline import cluster
-    from pipeline.cluster import session
+    from pipeline.engine import ray_pool as cluster
+    from pipeline.engine.ray_pool import session
 
     where = ledger(tmp_path)
     work = units(
@@ -124,7 +124,7 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
     with session(None, SHARE, EXECUTION.object_store_mb):
         outcome = run(where, work, inline=False)
         with pytest.raises(MissingWeights, match="fetch them"):
-            engine.run(units(3), workers.NoWeights, ledger(tmp_path, "2"), SHARE, EXECUTION)
+            runner.run(units(3), workers.NoWeights, ledger(tmp_path, "2"), SHARE, EXECUTION)
         elsewhere = {"root": "/elsewhere", "digest": "0" * 16, "version": "9.9", "strangers": []}
         monkeypatch.setattr(cluster, "_this_code", lambda: elsewhere)  # as if the driver were another machine's
         with pytest.raises(EngineError, match=r"runs other code of EchoForge .* than this machine \(9\.9"):
@@ -143,7 +143,7 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
 def test_ray_starts_where_no_home_folder_can_be_written() -> None:
     """As in a container under a number for a user. In a process of its own: Ray remembers its token for good."""
     code = (
-        "import ray; from pipeline.cluster import session; from pipeline.config import WorkerShare\n"
+        "import ray; from pipeline.engine.ray_pool import session; from pipeline.config import WorkerShare\n"
         "with session(None, WorkerShare(1, 1, 0, 400, 1500), 80):\n"
         " print(ray.get(ray.remote(lambda: 'answered').remote()))\n"
     )
@@ -162,7 +162,7 @@ def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_pat
         def run(self, payload: object) -> Result:
             return Result({"squares": [{"number": n, "square": n} for n in range(100_000)]}, timings={"op": 1.0})
 
-    receipt = engine.run_batch(Heavy(), units(8), where, "v")
+    receipt = runner.run_batch(Heavy(), units(8), where, "v")
     assert len(receipt.done) == 8 and len(pickle.dumps(receipt)) < 20_000
     assert sum(table.num_rows for table in where.read("squares")) == 800_000
 
@@ -173,7 +173,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_shares_say_how_many_workers_fit_and_a_fraction_lies_on_one_gpu() -> None:
-    from pipeline.cluster import places
+    from pipeline.engine.ray_pool import places
 
     machine = {"CPU": 8.0, "GPU": 2.0, "memory": 64.0 * 2**30}
     for cpus, gpus, memory_mb, fit in (

@@ -14,9 +14,10 @@ import pytest
 
 from configs import schema
 from configs.errors import EchoForgeError
-from curation.catalog import CLIPS, VIDEOS, table
-from pipeline import catalog, generation, store, tables
-from pipeline.summary import describing
+from curation.schema import CLIPS, VIDEOS, table
+from pipeline import storage
+from pipeline.catalog import generation, queries, tables
+from pipeline.catalog.summary import describing
 
 HERE = Path(__file__).resolve().parent
 FILES = 4
@@ -89,8 +90,8 @@ def test_killed_at_any_moment_a_catalog_is_the_old_one_or_the_new_one(
     assert all(state in (old, new) for state in states)
     assert states == [old] * states.count(old) + [new] * states.count(new) and old in states and new in states
     for n in {states.count(old), states.count(old) + 1, kills}:  # the next writer clears what was left
-        catalog.redecide(str(tmp_path / str(n)), schema.load("tiny", ["decide.min_sharpness=0.3"]))
-        assert catalog.verify(str(tmp_path / str(n))).ok
+        queries.redecide(str(tmp_path / str(n)), schema.load("tiny", ["decide.min_sharpness=0.3"]))
+        assert queries.verify(str(tmp_path / str(n))).ok
         there = {p.name for p in (tmp_path / str(n)).rglob("*") if p.is_file()}
         parts = [part.name for some in generation.current(str(tmp_path / str(n))).parts.values() for part in some]
         assert there == {*parts, "tables.json", "run.json", "report.html"}
@@ -100,7 +101,7 @@ def test_readers_beside_a_writer_see_one_generation_at_a_time(tmp_path: Path) ->
     root = make(str(tmp_path))
     valid = []
     for sharpness in (0.27, 0.3):
-        catalog.redecide(root, schema.load("tiny", [f"decide.min_sharpness={sharpness}"]))
+        queries.redecide(root, schema.load("tiny", [f"decide.min_sharpness={sharpness}"]))
         valid.append(seen(tmp_path))
     stop, wrong = threading.Event(), []
 
@@ -117,7 +118,7 @@ def test_readers_beside_a_writer_see_one_generation_at_a_time(tmp_path: Path) ->
     for reader in readers:
         reader.start()
     for n in range(10):
-        catalog.redecide(root, schema.load("tiny", [f"decide.min_sharpness={(0.27, 0.3)[n % 2]}"]))
+        queries.redecide(root, schema.load("tiny", [f"decide.min_sharpness={(0.27, 0.3)[n % 2]}"]))
     stop.set()
     for reader in readers:
         reader.join()
@@ -136,11 +137,11 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_generations_in_an_object_store(s3: str) -> None:
     root = make(f"{s3}/catalog")
     for sharpness, kept in ((0.3, 6), (0.27, 8)):
-        store.write_bytes(f"{root}/clips/part-00000-0123456789abcdef.parquet", b"left by a writer that was killed")
-        said = catalog.redecide(root, schema.load("tiny", [f"decide.min_sharpness={sharpness}"]))
-        assert said.clips["keep"] == kept and catalog.verify(root).ok
+        storage.write_bytes(f"{root}/clips/part-00000-0123456789abcdef.parquet", b"left by a writer that was killed")
+        said = queries.redecide(root, schema.load("tiny", [f"decide.min_sharpness={sharpness}"]))
+        assert said.clips["keep"] == kept and queries.verify(root).ok
         now = generation.current(root)
-        assert now is not None and {entry.name for entry in store.listing(f"{root}/clips")} == {
+        assert now is not None and {entry.name for entry in storage.listing(f"{root}/clips")} == {
             part.name for part in now.parts["clips"]
         }
 
@@ -158,18 +159,18 @@ def test_the_facts_of_a_run_are_those_of_its_tables(tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "run.json").read_text())
     facts["config"]["decide"]["min_sharpness"] = 0.9
     (tmp_path / "run.json").write_text(json.dumps(facts))
-    config = catalog.configuration(root, [])
+    config = queries.configuration(root, [])
     assert config is not None and config.curation.decide.min_sharpness == 0.27
-    assert "run.json" in str(catalog.verify(root)) and not catalog.verify(root).ok
-    catalog.report(root, None, config.curation)
-    assert catalog.verify(root).ok
+    assert "run.json" in str(queries.verify(root)) and not queries.verify(root).ok
+    queries.report(root, None, config.curation)
+    assert queries.verify(root).ok
 
 
 def test_verify_of_an_older_catalog_says_what_it_cannot_know(tmp_path: Path) -> None:
     root = older(make(str(tmp_path)))
-    assert catalog.verify(root).ok and "without digests" in str(catalog.verify(root))
+    assert queries.verify(root).ok and "without digests" in str(queries.verify(root))
     part = tmp_path / "clips" / "part-00001.parquet"
     part.write_bytes(part.read_bytes()[:-100])
-    assert not catalog.verify(root).ok and "part-00001.parquet" in str(catalog.verify(root))
+    assert not queries.verify(root).ok and "part-00001.parquet" in str(queries.verify(root))
     shutil.rmtree(tmp_path / "clips")
-    assert not catalog.verify(root).ok
+    assert not queries.verify(root).ok

@@ -28,17 +28,19 @@ from configs.errors import EchoForgeError
 from configs.members import BadMember
 from configs.reviews import Judgement
 from curation.review import page
-from pipeline import dataset, identity, shards_edit
-from pipeline.card import SHEET_FILE
-from pipeline.shards_inspect import inspect
-from pipeline.shards_stats import stats
-from pipeline.shards_verify import verify
-from train import index, negatives
+from pipeline.catalog import identity
+from pipeline.dataset import edit as shards_edit
+from pipeline.dataset import files
+from pipeline.dataset.card import SHEET_FILE
+from pipeline.dataset.inspect import inspect
+from pipeline.dataset.stats import stats
+from pipeline.dataset.verify import verify
 from train.config import KeepConfig, LoaderConfig
-from train.index import open_index
-from train.inputs import read_prompts
-from train.loader import Loader
-from train.streaming import stream
+from train.data import index, negatives
+from train.data.index import open_index
+from train.data.inputs import read_prompts
+from train.data.loader import Loader
+from train.data.streaming import stream
 from workflows import gather
 from workflows.gather import _captions
 
@@ -360,7 +362,7 @@ def test_a_small_file_of_a_store_that_is_huge_is_not_downloaded(monkeypatch: pyt
     )
     store.pipe_file("/stranger/index.parquet", bytes(1001))
     try:
-        for fetcher in (dataset.fetcher, index.fetcher):
+        for fetcher in (files.fetcher, index.fetcher):
             with pytest.raises(BadMember, match=r"'index\.parquet' has 1001 bytes"):
                 fetcher("memory://stranger")(INDEX_FILE, 1000)
             assert not read

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from configs import schema, unasked
+from configs import schema
+from configs.runtime import unasked
 from curation import puppets
-from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
-from pipeline.ledger import Ledger, Unit, unit_id
+from pipeline.engine import runner
+from pipeline.engine.ledger import Ledger, Unit, unit_id
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
@@ -36,7 +37,7 @@ from configs import schema, unasked
 from curation import puppets
 from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
-from pipeline.ledger import Ledger, Unit, unit_id
+from pipeline.engine.ledger import Ledger, Unit, unit_id
 share = WorkerShare(2, 1, 0, 800, 1500)
 cfg = ExecutionConfig(share, share, 80, 60, 0, 0.3, 64, 50, 3, 20, 1000)
 marks = sys.argv[2]
@@ -191,7 +192,7 @@ def test_a_node_that_dies_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: 
 
         def linked(self, dashboard: str) -> None: ...
 
-        def update(self, receipt: engine.Receipt | None, in_flight: int, workers: int) -> None:
+        def update(self, receipt: runner.Receipt | None, in_flight: int, workers: int) -> None:
             seen.append(workers)
             before, self.done = self.done, self.done + (len(receipt.done) if receipt else 0)
             if before < 40 <= self.done:
@@ -204,7 +205,7 @@ def test_a_node_that_dies_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: 
         def end(self) -> None: ...
 
     try:
-        outcome = engine.run(work, workers.Squares, ledger, share, cfg, ray_address=cluster.address, watcher=Killer())
+        outcome = runner.run(work, workers.Squares, ledger, share, cfg, ray_address=cluster.address, watcher=Killer())
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -226,7 +227,7 @@ print(first.returncode, repr(first.stderr.strip().splitlines()[-1:]), repr(left)
 from pathlib import Path
 sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)
 import workers
-from pipeline.ledger import Ledger
+from pipeline.engine.ledger import Ledger
 ledger = Ledger(mount + "/ledger", workers.TABLES, {"square": "1"})
 print(sorted(n for t in ledger.read("squares") for n in t["number"].to_pylist()) == list(range(COUNT)))
 """

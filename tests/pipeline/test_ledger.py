@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.ledger import Failure, Finished, Ledger, Result, Unit, unit_id
+from pipeline.engine.ledger import Failure, Finished, Ledger, Result, Unit, unit_id
 
 TABLES = {"a": pa.schema([("n", pa.int64()), ("tags", pa.list_(pa.string()))]), "b": pa.schema([("x", pa.float32())])}
 
@@ -55,7 +55,7 @@ def test_merging_keeps_every_unit_even_when_it_is_interrupted(tmp_path: Path, mo
     where = ledger(tmp_path)
     for n in range(30):
         where.commit([finished(n)], "v")
-    monkeypatch.setattr("pipeline.ledger.store.remove", lambda url: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("pipeline.engine.ledger.store.remove", lambda url: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         where.merge(fewer_than=10)
     monkeypatch.undo()

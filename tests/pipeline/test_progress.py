@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.console import Terminal
-from pipeline.engine import Done, Receipt
-from pipeline.ledger import Failure
-from pipeline.progress import Progress
+from configs.runtime.console import Terminal
+from pipeline.engine.ledger import Failure
+from pipeline.engine.progress import Progress
+from pipeline.engine.runner import Done, Receipt
 
 
 def watched(console: Terminal, status: Path) -> Progress:

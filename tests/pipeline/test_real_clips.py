@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from configs import schema
-from curation.catalog import CLIPS, VIDEOS
-from pipeline import tables
-from pipeline.catalog import redecide
-from pipeline.curate import curate
+from curation.schema import CLIPS, VIDEOS
+from pipeline.catalog import tables
+from pipeline.catalog.curate import curate
+from pipeline.catalog.queries import redecide
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from configs import schema
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
-from curation.catalog import clip_id, video_id
-from pipeline import catalog, curate, relocate, store
+from curation.schema import clip_id, video_id
+from pipeline import storage
+from pipeline.catalog import curate, relocate
+from pipeline.catalog import queries as catalog
 
 CALLS: list[str] = []
 
@@ -205,7 +207,7 @@ def test_a_relocation_that_was_killed_is_finished_by_the_same_command(
 ) -> None:
     run("../old")
     shutil.move(tmp_path / "old", tmp_path / "new")
-    real = store.write_bytes
+    real = storage.write_bytes
     for most in range(20):  # one write more each time
         written: list[str] = []
 
@@ -215,13 +217,13 @@ def test_a_relocation_that_was_killed_is_finished_by_the_same_command(
             written.append(url)
             real(url, data)
 
-        monkeypatch.setattr(store, "write_bytes", killed)
+        monkeypatch.setattr(storage, "write_bytes", killed)
         try:
             relocate.relocate("../catalog", "../old", "../new")
         except KeyboardInterrupt:
             continue
         break
-    monkeypatch.setattr(store, "write_bytes", real)
+    monkeypatch.setattr(storage, "write_bytes", real)
     assert 2 < most < 19 and catalog.status("../catalog").clips
     assert run("../new") == [] and len(uris()) == 3
 
@@ -326,7 +328,7 @@ def test_media_that_moved_into_an_object_store_and_within_it(s3: str, tmp_path: 
     run("../old")
     for place in ("raw", "later"):
         for file in (tmp_path / "old").rglob("*.mp4"):
-            store.write_bytes(f"{s3}/{place}/{file.relative_to(tmp_path / 'old')}", file.read_bytes())
+            storage.write_bytes(f"{s3}/{place}/{file.relative_to(tmp_path / 'old')}", file.read_bytes())
     for old, new in (("../old", f"{s3}/raw/"), (f"{s3}/raw", f"{s3}/later")):
         assert relocate.relocate("../catalog", old, new).sources == 3
         assert run(new) == [] and uris()[0] == f"{new.rstrip('/')}/a.mp4"

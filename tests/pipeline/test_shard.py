@@ -27,20 +27,23 @@ from safetensors.torch import load as load_safetensors
 from configs import schema
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
-from curation import catalog, puppets
-from curation.clipread import read_clip
+from curation import puppets
+from curation import schema as catalog
+from curation.media.clip_reader import read_clip
 from model import conditions, masks
-from pipeline import identity, shards_edit, store
-from pipeline.dataset import read_index
-from pipeline.encode import load_encoders
-from pipeline.relocate import relocate
-from pipeline.shard import shard
-from pipeline.shards_stats import described, stats
-from pipeline.shards_verify import verify
+from pipeline import storage
+from pipeline.catalog import identity
+from pipeline.catalog.relocate import relocate
+from pipeline.dataset import edit
+from pipeline.dataset.encode import load_encoders
+from pipeline.dataset.files import read_index
+from pipeline.dataset.shard import shard
+from pipeline.dataset.stats import described, stats
+from pipeline.dataset.verify import verify
 from train.config import KeepConfig
-from train.index import open_index
-from train.loader import Loader
-from train.streaming import stream
+from train.data.index import open_index
+from train.data.loader import Loader
+from train.data.streaming import stream
 from workflows.sync_fit import fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -188,7 +191,7 @@ def test_a_second_run_encodes_nothing_and_another_gives_the_same_bytes(world: Pa
 def test_a_killed_run_resumes_without_encoding_what_is_committed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.shard import ShardWorker
+    from pipeline.dataset.shard import ShardWorker
 
     honest, seen = ShardWorker.run, []
 
@@ -333,16 +336,16 @@ def test_other_sizes_and_videos_without_clips_supersede_nothing(world: Path, tmp
 def test_a_store_that_fails_for_a_moment_loses_no_sample(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two, out, entry = make_catalog(world, 2, "moment"), tmp_path / "d", store.entry
+    two, out, entry = make_catalog(world, 2, "moment"), tmp_path / "d", storage.entry
 
-    def broken(uri: str) -> store.Entry:
+    def broken(uri: str) -> storage.Entry:
         if uri.endswith(".mp4") and uri in lost:
-            raise store.StoreError(f"'{uri}' does not answer.")
+            raise storage.StoreError(f"'{uri}' does not answer.")
         return entry(uri)
 
     sources = pq.read_table(two / "clips" / "part-0.parquet")["source_uri"].to_pylist()
     for lost in ([sources[0]], sources):
-        monkeypatch.setattr(store, "entry", broken)
+        monkeypatch.setattr(storage, "entry", broken)
         if lost == sources:
             with pytest.raises(EchoForgeError, match=r"does not answer.*mend these and run again"):
                 shard(str(two), str(tmp_path / "e"), CONFIG, inline=True)
@@ -393,10 +396,10 @@ def as_curated(root: Path, n: int, name: str, home: str) -> tuple[Path, list[dic
         rows = pq.read_table(where / table / "part-0.parquet").to_pylist()
         for row in rows:
             data = Path(row["source_uri"]).read_bytes()
-            row["source_uri"] = uri = store.join(home, Path(row["source_uri"]).name)
+            row["source_uri"] = uri = storage.join(home, Path(row["source_uri"]).name)
             if table == "videos":
-                store.write_bytes(uri, data)
-                row |= {"bytes": len(data), "source_tag": store.entry(uri).tag}
+                storage.write_bytes(uri, data)
+                row |= {"bytes": len(data), "source_tag": storage.entry(uri).tag}
         pq.write_table(catalog.table(rows, kept), where / table / "part-0.parquet")
         found[table] = rows
     return where, found["clips"]
@@ -413,10 +416,10 @@ def test_a_file_replaced_after_curate_is_left_out_and_named_once(
     home = f"{request.getfixturevalue('s3')}/sources" if remote else str(tmp_path / "sources")
     where, clips = as_curated(world, 3, f"replaced-{remote}", home)
     uris = [clip["source_uri"] for clip in clips]
-    store.write_bytes(uris[0], store.read_bytes(uris[1]))  # another video under the old name
-    tail = store.read_bytes(uris[2])
-    store.write_bytes(uris[2], tail[:-1] + bytes([tail[-1] ^ 1]))  # as long as before, one bit differs
-    store.write_bytes(uris[1], store.read_bytes(uris[1]))  # touched: the same bytes, a new time
+    storage.write_bytes(uris[0], storage.read_bytes(uris[1]))  # another video under the old name
+    tail = storage.read_bytes(uris[2])
+    storage.write_bytes(uris[2], tail[:-1] + bytes([tail[-1] ^ 1]))  # as long as before, one bit differs
+    storage.write_bytes(uris[1], storage.read_bytes(uris[1]))  # touched: the same bytes, a new time
     summary = shard(str(where), str(tmp_path / "d"), CONFIG, inline=True)
     assert clips_in(tmp_path / "d") == {clips[1]["clip_id"]}
     left = [line for line in summary.failed if "changed since it was curated; run `curate` again" in line]
@@ -461,7 +464,7 @@ def test_a_source_that_is_back_is_encoded_and_one_that_stays_away_is_planned_onc
         summary = shard(str(where), str(out), CONFIG, inline=True)
         assert not summary.failed and summary.samples == 3 and clips_in(out) == {clip["clip_id"] for clip in clips}
     assert before.items() < digests(out).items() and verify(str(out)).ok
-    assert shards_edit.add(str(out), "cond_avatar", CONFIG, inline=True) == 3 and verify(str(out)).ok
+    assert edit.add(str(out), "cond_avatar", CONFIG, inline=True) == 3 and verify(str(out)).ok
 
 
 def test_sync_fit_leaves_out_a_file_that_was_replaced_and_says_so(world: Path, tmp_path: Path) -> None:
@@ -486,7 +489,7 @@ def test_after_curating_again_the_new_file_is_encoded_and_the_old_cause_is_gone(
         if table == "clips":
             rows[0] |= {"clip_id": catalog.clip_id(video, 2, 40), "end_frame": 40}
         else:
-            there = store.entry(clips[0]["source_uri"])
+            there = storage.entry(clips[0]["source_uri"])
             rows[0] |= {"bytes": there.size, "source_tag": there.tag}
         pq.write_table(catalog.table(rows, kept), where / table / "part-0.parquet")
     summary = shard(str(where), str(tmp_path / "d"), CONFIG, inline=True)
@@ -559,12 +562,12 @@ def test_a_caption_is_encoded_and_stored_once(world: Path, tmp_path: Path) -> No
 
 
 def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
-    from pipeline.shards_inspect import inspect
+    from pipeline.dataset.inspect import inspect
 
     few, out = make_catalog(world, 3, "tools"), tmp_path / "d"
     shard(str(few), str(out), CONFIG, inline=True)
     before = digests(out)
-    assert shards_edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
+    assert edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
     assert before.items() < digests(out).items()
     shard(str(few), str(out), CONFIG, inline=True)  # the field stays when the index is made again
     report = verify(str(out))
@@ -588,7 +591,7 @@ def test_a_dataset_on_an_object_store(world: Path, s3: str) -> None:
     shard(str(few), there, CONFIG, inline=True)
     shard(str(few), str(here), CONFIG, inline=True)
     for tar in digests(here):
-        assert members(store.read_bytes(f"{there}/{tar}")) == members((here / tar).read_bytes()), tar
+        assert members(storage.read_bytes(f"{there}/{tar}")) == members((here / tar).read_bytes()), tar
     assert verify(there).ok
     batches = []
     for root in (there, str(here)):
@@ -609,7 +612,7 @@ def test_a_dataset_in_an_object_store_that_fails_is_the_same(world: Path, s3: st
     shard(str(few), there, CONFIG, inline=True)
     assert proxy.done.total() > 30
     for tar in digests(here):
-        assert members(store.read_bytes(f"{there}/{tar}")) == members((here / tar).read_bytes()), tar
+        assert members(storage.read_bytes(f"{there}/{tar}")) == members((here / tar).read_bytes()), tar
     assert read_index(there) == read_index(str(here)) and verify(there).ok
 
 
@@ -681,7 +684,7 @@ def test_a_condition_is_made_from_the_stored_video_when_the_source_is_gone(world
     shard(str(few), str(out), CONFIG, inline=True)
     for row in rows:
         Path(row["source_uri"]).unlink()
-    assert shards_edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
+    assert edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
     assert verify(str(out)).ok
     with Loader(str(out), CONFIG.train.loader, seed=0, global_batch=1, tasks=("avatar_sync", "i2v")) as loader:
         batch = next(loader)

@@ -20,11 +20,11 @@ from safetensors.torch import save
 from benchmarks.synthetic_shards import Sizes, sample_tensors, write_dataset
 from configs.dataset_schema import INDEX_FILE
 from configs.errors import EchoForgeError
-from pipeline import shards_edit
-from pipeline.index_writer import BadShard, scan
-from pipeline.shards_verify import verify
-from pipeline.tar_writer import ShardSample, write_tar
-from train.streaming import stream
+from pipeline.dataset import edit
+from pipeline.dataset.index import BadShard, scan
+from pipeline.dataset.tar import ShardSample, write_tar
+from pipeline.dataset.verify import verify
+from train.data.streaming import stream
 
 
 class Bomb:
@@ -217,15 +217,15 @@ def test_merge_and_split_copy_bytes(tmp_path: Path) -> None:
         write_dataset(root, {"64x64x9": 4}, split=split, start=start)
         describe(root)
     out = tmp_path / "both"
-    assert shards_edit.merge([str(p) for p in parts], str(out)) == 8
+    assert edit.merge([str(p) for p in parts], str(out)) == 8
     problems = [p for p in verify(str(out)).problems if ".json" not in p.what]
     assert not problems
     copied = {p.read_bytes() for p in out.rglob("*.tar")}
     assert copied == {p.read_bytes() for part in parts for p in part.rglob("*.tar")}
-    assert shards_edit.split(str(out), str(tmp_path / "val"), splits=["val"]) == 4
+    assert edit.split(str(out), str(tmp_path / "val"), splits=["val"]) == 4
     assert set(pq.read_table(tmp_path / "val" / INDEX_FILE)["split"].to_pylist()) == {"val"}
     with pytest.raises(EchoForgeError, match="already"):
-        shards_edit.split(str(out), str(tmp_path / "val"), splits=["val"])
+        edit.split(str(out), str(tmp_path / "val"), splits=["val"])
     describe(parts[1], "other")
     with pytest.raises(EchoForgeError, match="other encoders"):
-        shards_edit.merge([str(p) for p in parts], str(tmp_path / "no"))
+        edit.merge([str(p) for p in parts], str(tmp_path / "no"))

@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import cli
-from configs import program, schema, strict
+from configs import schema, strict
 from configs.errors import EchoForgeError
-from curation.catalog import CLIPS, VIDEOS, table
-from curation.reasons import FIT_VIDEOS, REASONS
-from curation.rules import rules
-from pipeline import catalog
-from pipeline.generation import Change
-from pipeline.shard import shard
-from pipeline.summary import describing, standing, summarise
-from pipeline.tables import decide
+from configs.runtime import program
+from curation.decision.reasons import FIT_VIDEOS, REASONS
+from curation.decision.rules import rules
+from curation.schema import CLIPS, VIDEOS, table
+from pipeline.catalog import queries
+from pipeline.catalog.generation import Change
+from pipeline.catalog.summary import describing, standing, summarise
+from pipeline.catalog.tables import decide
+from pipeline.dataset.shard import shard
 
 CLIP = {
     "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "start_s": 0.0,
@@ -77,7 +78,7 @@ def test_a_newcomer_gets_from_nothing_kept_to_shards_by_pasting(tmp_path: Path) 
     assert re.search(r"hold +2 videos +2 clips", screen) and "     2  no sync score" in screen
     assert "     1  no sound, or too little speech" in screen and "     1  cannot be opened" in screen
     assert screen.count("no sync score") == 2, "counted for the held clips only, and named by the remedy"
-    status = str(catalog.status(str(out)))
+    status = str(queries.status(str(out)))
     with pytest.raises(EchoForgeError) as refused:
         shard(str(out), str(tmp_path / "d"), schema.load("tiny"), inline=True)
     advice = screen[screen.index("to go on") :]
@@ -89,7 +90,7 @@ def test_a_newcomer_gets_from_nothing_kept_to_shards_by_pasting(tmp_path: Path) 
     assert redecide[:3] == ["catalog", "redecide", str(out)]
     result = CliRunner().invoke(cli.app, redecide)
     assert result.exit_code == 0 and re.search(r"keep +0 +2 +\+2", result.stdout), result.output
-    after = str(catalog.status(str(out)))
+    after = str(queries.status(str(out)))
     assert commands(after)[0] == ["shard", str(out), "--out", "dataset"] and "2 kept, 0 held, 1 rejected" in after
 
 
@@ -102,13 +103,13 @@ def test_a_catalog_where_all_is_rejected_leads_to_the_nearest_clip_and_its_thres
     assert explain == ["catalog", "explain", str(tmp_path), "c1"]
     assert CliRunner().invoke(cli.app, explain).exit_code == 0
     assert CliRunner().invoke(cli.app, redecide).exit_code == 0
-    assert catalog.status(str(tmp_path)).clips == {"keep": 1, "reject": 1}
+    assert queries.status(str(tmp_path)).clips == {"keep": 1, "reject": 1}
 
 
 def test_a_catalog_of_errors_names_the_files(tmp_path: Path) -> None:
     screen = make(tmp_path, [], broken=2)
     assert "     2  cannot be opened" in screen and commands(screen) == [["catalog", "status", str(tmp_path)]]
-    status = str(catalog.status(str(tmp_path)))
+    status = str(queries.status(str(tmp_path)))
     assert "b1.mp4: no." in status and "0 clips: 0 kept" in status
     assert commands(status) == [] and "mend the files" in status
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from configs import processes
-from pipeline import store
-from pipeline.store import StoreError
+from configs.runtime import processes
+from pipeline import storage
+from pipeline.storage import StoreError
 
 NAMES = [
     "plain",
@@ -38,25 +38,25 @@ def names(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_legal_name_is_only_a_name(tmp_path: Path, name: str) -> None:
-    url = store.join(str(tmp_path), name)
-    store.write_bytes(url, b"one")
-    store.write_bytes(url, b"two")
-    assert store.read_bytes(url) == b"two" and store.name_of(url) == name
-    assert [e.name for e in store.listing(str(tmp_path))] == [name]
+    url = storage.join(str(tmp_path), name)
+    storage.write_bytes(url, b"one")
+    storage.write_bytes(url, b"two")
+    assert storage.read_bytes(url) == b"two" and storage.name_of(url) == name
+    assert [e.name for e in storage.listing(str(tmp_path))] == [name]
     assert names(tmp_path) == [name], "nothing else is left behind"
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     url = str(tmp_path / "f")
-    store.write_bytes(url, b"before")
-    with pytest.raises(RuntimeError), store.writing(url) as path:
+    storage.write_bytes(url, b"before")
+    with pytest.raises(RuntimeError), storage.writing(url) as path:
         path.write_bytes(b"half")
         raise RuntimeError
-    assert store.read_bytes(url) == b"before" and names(tmp_path) == ["f"]
+    assert storage.read_bytes(url) == b"before" and names(tmp_path) == ["f"]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no space is left"), store.writing(str(tmp_path / "f")):
+    with pytest.raises(StoreError, match="no space is left"), storage.writing(str(tmp_path / "f")):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert names(tmp_path) == []
 
@@ -69,16 +69,16 @@ def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -
     target = str(tmp_path / "deep" / "f")
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code, target], check=False, cwd=root)
-    with store.writing(str(tmp_path / "deep" / "mine")) as path:
+    with storage.writing(str(tmp_path / "deep" / "mine")) as path:
         path.write_bytes(b"x")
-        assert len(names(tmp_path / "deep")) == 2 and store.listing(str(tmp_path / "deep")) == []
-        assert store.sweep(str(tmp_path)) == 1
+        assert len(names(tmp_path / "deep")) == 2 and storage.listing(str(tmp_path / "deep")) == []
+        assert storage.sweep(str(tmp_path)) == 1
     assert names(tmp_path / "deep") == ["mine"]
 
 
 def test_a_temporary_file_goes_when_its_writer_is_dead_whoever_has_the_number_now(tmp_path: Path) -> None:
     """The name says more than a number: ids are given again, and containers with one host name count apart."""
-    with store.writing(str(tmp_path / ("長" * 80))) as path:  # 240 bytes
+    with storage.writing(str(tmp_path / ("長" * 80))) as path:  # 240 bytes
         me = path.name
         path.write_bytes(b"x")
     assert [len(n) for n in names(tmp_path)] == [80]
@@ -91,11 +91,11 @@ def test_a_temporary_file_goes_when_its_writer_is_dead_whoever_has_the_number_no
     for name in (me, again, apart, *older):
         (tmp_path / name).write_bytes(b"half")
     assert before.match(apart)["host"] != mine.host, "older code takes another container for another machine"  # type: ignore[index]
-    assert store.listing(str(tmp_path), ".tmp") == []
-    assert store.sweep(str(tmp_path)) == 2
+    assert storage.listing(str(tmp_path), ".tmp") == []
+    assert storage.sweep(str(tmp_path)) == 2
     assert {n for n in names(tmp_path) if n.endswith(".tmp")} == {me, apart, older[0]}
     os.utime(tmp_path / apart, (0, 0))
-    assert store.sweep(str(tmp_path)) == 1 and not (tmp_path / apart).exists()
+    assert storage.sweep(str(tmp_path)) == 1 and not (tmp_path / apart).exists()
 
 
 def test_what_a_killed_download_left_is_swept_by_the_next_command(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_what_may_be_repeated_is_retried_and_what_may_not_is_not(monkeypatch: py
             raise ConnectionResetError("reset")
         return "there"
 
-    assert store.retrying(flaky, "reading") == "there" and len(calls) == 4
-    for error, tries in ((PermissionError("no"), 1), (TimeoutError("slow"), store.ATTEMPTS)):
+    assert storage.retrying(flaky, "reading") == "there" and len(calls) == 4
+    for error, tries in ((PermissionError("no"), 1), (TimeoutError("slow"), storage.ATTEMPTS)):
         calls.clear()
 
         def broken(error: OSError = error) -> None:
@@ -131,30 +131,30 @@ def test_what_may_be_repeated_is_retried_and_what_may_not_is_not(monkeypatch: py
             raise error
 
         with pytest.raises(StoreError):
-            store.retrying(broken, "reading s3://me:hunter2@bucket/x")
+            storage.retrying(broken, "reading s3://me:hunter2@bucket/x")
         assert len(calls) == tries
 
 
 def test_an_object_store_behaves_as_a_disk_does(s3: str, tmp_path: Path) -> None:
-    url = store.join(s3, "folder", "日本 $(x).bin")
-    assert not store.exists(url) and store.listing(store.join(s3, "folder")) == []
-    with pytest.raises(RuntimeError), store.writing(url) as path:
+    url = storage.join(s3, "folder", "日本 $(x).bin")
+    assert not storage.exists(url) and storage.listing(storage.join(s3, "folder")) == []
+    with pytest.raises(RuntimeError), storage.writing(url) as path:
         path.write_bytes(b"half")
         raise RuntimeError
-    assert not store.exists(url), "nothing appears before it is whole"
-    store.write_bytes(url, b"one")
-    tag = store.entry(url).tag
+    assert not storage.exists(url), "nothing appears before it is whole"
+    storage.write_bytes(url, b"one")
+    tag = storage.entry(url).tag
     big = os.urandom(1 << 20) * 120  # goes up in several parts
-    store.write_bytes(url, big)
-    assert store.entry(url).size == len(big) and store.entry(url).tag != tag
-    assert [(e.name, e.url) for e in store.listing(store.join(s3, "folder"))] == [("日本 $(x).bin", url)]
-    with store.local_copy(url) as copy:
+    storage.write_bytes(url, big)
+    assert storage.entry(url).size == len(big) and storage.entry(url).tag != tag
+    assert [(e.name, e.url) for e in storage.listing(storage.join(s3, "folder"))] == [("日本 $(x).bin", url)]
+    with storage.local_copy(url) as copy:
         assert copy.read_bytes() == big
     assert not copy.exists()
-    store.write_table(store.join(s3, "t.parquet"), pa.table({"x": [1, 2]}))
-    with store.parquet(store.join(s3, "t.parquet")) as file:
+    storage.write_table(storage.join(s3, "t.parquet"), pa.table({"x": [1, 2]}))
+    with storage.parquet(storage.join(s3, "t.parquet")) as file:
         assert file.read()["x"].to_pylist() == [1, 2]
-    store.remove(url)
-    assert not store.exists(url)
+    storage.remove(url)
+    assert not storage.exists(url)
     with pytest.raises(FileNotFoundError):
-        store.read_bytes(url)
+        storage.read_bytes(url)

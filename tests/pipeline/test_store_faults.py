@@ -20,12 +20,15 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.synthetic_shards import write_dataset
-from configs import leases, locks, schema
+from configs import schema
 from configs.dataset_schema import INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
-from pipeline import curate, lease, store
-from train.inputs import read_prompts
-from train.loader import Loader
+from configs.runtime import leases, locks
+from pipeline import storage
+from pipeline.catalog import curate
+from pipeline.engine import lease
+from train.data.inputs import read_prompts
+from train.data.loader import Loader
 
 sys.path.insert(0, str(Path(__file__).parent))
 from faulty_proxy import KINDS, FaultyProxy
@@ -40,41 +43,41 @@ def here(s3: str, request: pytest.FixtureRequest) -> str:
 def test_everything_that_is_asked_of_a_store_survives_a_failure(proxy: FaultyProxy, here: str, kind: str) -> None:
     table, data = pa.table({"x": list(range(5000))}), os.urandom(300_000)
     proxy.kinds, proxy.failing = tuple(kind.split(" or ")), 1
-    store.write_bytes(f"{here}/a.bin", data)
-    store.write_table(f"{here}/t.parquet", table, row_group=500)
-    assert store.exists(f"{here}/a.bin") and not store.exists(f"{here}/b.bin")
-    assert [e.name for e in store.listing(here)] == ["a.bin", "t.parquet"] and store.entry(f"{here}/a.bin").size == len(
-        data
-    )
-    assert store.read_bytes(f"{here}/a.bin") == data
-    assert store.read_range(f"{here}/a.bin", 1000, 5000) == data[1000:6000]
-    with store.local_copy(f"{here}/a.bin") as copy:
+    storage.write_bytes(f"{here}/a.bin", data)
+    storage.write_table(f"{here}/t.parquet", table, row_group=500)
+    assert storage.exists(f"{here}/a.bin") and not storage.exists(f"{here}/b.bin")
+    assert [e.name for e in storage.listing(here)] == ["a.bin", "t.parquet"] and storage.entry(
+        f"{here}/a.bin"
+    ).size == len(data)
+    assert storage.read_bytes(f"{here}/a.bin") == data
+    assert storage.read_range(f"{here}/a.bin", 1000, 5000) == data[1000:6000]
+    with storage.local_copy(f"{here}/a.bin") as copy:
         assert copy.read_bytes() == data
-    with store.parquet(f"{here}/t.parquet") as file:
+    with storage.parquet(f"{here}/t.parquet") as file:
         assert file.read(columns=["x"]) == table
-    store.remove(f"{here}/a.bin")
-    store.remove_tree(here)
-    assert not store.exists(f"{here}/a.bin") and not store.exists(f"{here}/t.parquet")
+    storage.remove(f"{here}/a.bin")
+    storage.remove_tree(here)
+    assert not storage.exists(f"{here}/a.bin") and not storage.exists(f"{here}/t.parquet")
     assert proxy.done.total() > 10
 
 
 def test_a_store_that_goes_on_failing_is_one_sentence_and_shows_nothing(proxy: FaultyProxy, here: str) -> None:
     """Every way of reading and writing; what was there stays, and nothing appears."""
-    store.write_bytes(f"{here}/there", b"before")
-    store.write_table(f"{here}/t.parquet", pa.table({"x": [1]}))
+    storage.write_bytes(f"{here}/there", b"before")
+    storage.write_table(f"{here}/t.parquet", pa.table({"x": [1]}))
 
     def tables() -> object:
-        with store.parquet(f"{here}/t.parquet") as file:
+        with storage.parquet(f"{here}/t.parquet") as file:
             return file.read()
 
     def copies() -> None:
-        with store.local_copy(f"{here}/there"):
+        with storage.local_copy(f"{here}/there"):
             pass
 
     ways: list[Callable[[], object]] = [
-        lambda: store.write_bytes(f"{here}/there", b"after" * 9), lambda: store.write_bytes(f"{here}/new", b"x"),
-        lambda: store.read_bytes(f"{here}/there"), lambda: store.read_range(f"{here}/there", 0, 3),
-        lambda: store.listing(here), tables, copies, lambda: lease.locked(here, "catalog", "x").__enter__(),
+        lambda: storage.write_bytes(f"{here}/there", b"after" * 9), lambda: storage.write_bytes(f"{here}/new", b"x"),
+        lambda: storage.read_bytes(f"{here}/there"), lambda: storage.read_range(f"{here}/there", 0, 3),
+        lambda: storage.listing(here), tables, copies, lambda: lease.locked(here, "catalog", "x").__enter__(),
     ]  # fmt: skip
     for kinds in (("500", "cut upload"), ("503", "cut upload")):
         proxy.failing, proxy.kinds = 10_000, kinds
@@ -84,13 +87,13 @@ def test_a_store_that_goes_on_failing_is_one_sentence_and_shows_nothing(proxy: F
             said = str(caught.value)
             assert "failed" in said and "\n" not in said and "testing-secret" not in said, (number, said)
         proxy.failing = 0
-        assert [e.name for e in store.listing(here)] == ["t.parquet", "there"]
-        assert store.read_bytes(f"{here}/there") == b"before"
+        assert [e.name for e in storage.listing(here)] == ["t.parquet", "there"]
+        assert storage.read_bytes(f"{here}/there") == b"before"
 
 
 def test_a_bucket_that_does_not_exist_is_one_sentence(proxy: FaultyProxy) -> None:
-    with pytest.raises(store.StoreError, match="bucket does not exist"):
-        store.write_bytes("s3://there-is-none/x", b"x")
+    with pytest.raises(storage.StoreError, match="bucket does not exist"):
+        storage.write_bytes("s3://there-is-none/x", b"x")
 
 
 @pytest.mark.slow
@@ -102,8 +105,8 @@ def test_a_big_upload_whose_last_answer_is_lost_is_whole(
     monkeypatch.delitem(fsspec.config.conf, "s3")  # no short time limits: a part has 50 MB
     s3fs.S3FileSystem.clear_instance_cache()
     proxy.failing, proxy.kinds, proxy.only, proxy.most = 1, ("lost",), "?uploadId=", 1
-    store.write_bytes(f"{here}/big", data)
-    assert proxy.done["lost"] == 1 and store.read_bytes(f"{here}/big") == data
+    storage.write_bytes(f"{here}/big", data)
+    assert proxy.done["lost"] == 1 and storage.read_bytes(f"{here}/big") == data
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -125,7 +128,7 @@ def batches(root: str) -> list[Any]:
 def test_training_reads_the_same_from_a_store_that_fails(proxy: FaultyProxy, here: str, dataset: Path) -> None:
     for path in dataset.rglob("*"):
         if path.is_file():
-            store.write_bytes(f"{here}/{path.relative_to(dataset).as_posix()}", path.read_bytes())
+            storage.write_bytes(f"{here}/{path.relative_to(dataset).as_posix()}", path.read_bytes())
     proxy.failing = 1
     assert read_prompts(here).keys() == read_prompts(dataset).keys()
     for there, local in zip(batches(here), batches(str(dataset)), strict=True):
@@ -165,8 +168,8 @@ def run(source: str, out: str) -> None:
 
 def rows(out: str, name: str) -> list[Any]:
     found: list[Any] = []
-    for entry in store.listing(store.join(out, name), ".parquet"):
-        with store.parquet(entry.url) as file:
+    for entry in storage.listing(storage.join(out, name), ".parquet"):
+        with storage.parquet(entry.url) as file:
             found += file.read().to_pylist()
     return found
 
@@ -174,7 +177,7 @@ def rows(out: str, name: str) -> list[Any]:
 @pytest.mark.usefixtures("_fake_analysis")
 def test_curation_from_a_store_into_a_store_that_fails_is_the_same(proxy: FaultyProxy, here: str) -> None:
     for number in range(3):
-        store.write_bytes(f"{here}/videos/{number}.mp4", b"%d" % number)
+        storage.write_bytes(f"{here}/videos/{number}.mp4", b"%d" % number)
     run(f"{here}/videos", f"{here}/lone")
     proxy.failing = 1
     run(f"{here}/videos", f"{here}/out")
@@ -190,7 +193,7 @@ def test_curation_from_a_store_into_a_store_that_fails_is_the_same(proxy: Faulty
 def test_a_second_curation_into_a_store_is_refused_and_a_lost_lease_stops_the_first(
     proxy: FaultyProxy, here: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.write_bytes(f"{here}/videos/a.mp4", b"a")
+    storage.write_bytes(f"{here}/videos/a.mp4", b"a")
     out, seen = f"{here}/out", []
     monkeypatch.setattr(leases, "RENEW_S", 0.05)
 
@@ -203,7 +206,7 @@ def test_a_second_curation_into_a_store_is_refused_and_a_lost_lease_stops_the_fi
         assert board.create("00000002", json.dumps({"host": "elsewhere"}))
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            store.check_guards()
+            storage.check_guards()
         return analyse(uri, cfg, **facts)
 
     monkeypatch.setattr(curate, "analyse_video", stolen)
@@ -211,7 +214,7 @@ def test_a_second_curation_into_a_store_is_refused_and_a_lost_lease_stops_the_fi
         run(f"{here}/videos", out)
     assert f"process {os.getpid()}" in seen[0] and "`curate`" in seen[0]
     assert not [name for name in fsspec.filesystem("s3").find(out) if name.endswith(".parquet")]
-    assert [e.name for e in store.listing(f"{out}/{leases.FOLDER}")] == ["00000001", "00000002"]
+    assert [e.name for e in storage.listing(f"{out}/{leases.FOLDER}")] == ["00000001", "00000002"]
 
 
 def elsewhere(action: Callable[[], object]) -> None:
@@ -224,10 +227,10 @@ def test_a_lease_whose_answer_was_lost_is_held_and_given_back(proxy: FaultyProxy
     proxy.failing, proxy.kinds = 1, ("lost",)
     with lease.locked(here, "catalog", "curate") as lock:
         lock.check()
-        assert [e.name for e in store.listing(f"{here}/{leases.FOLDER}")] == ["00000001"]
+        assert [e.name for e in storage.listing(f"{here}/{leases.FOLDER}")] == ["00000001"]
         with pytest.raises(locks.Locked):
             elsewhere(lambda: lease.locked(here, "catalog", "curate").__enter__())
-    assert not store.exists(f"{here}/{leases.FOLDER}")
+    assert not storage.exists(f"{here}/{leases.FOLDER}")
 
 
 HOLD = """
@@ -258,4 +261,4 @@ def test_a_killed_holders_lease_is_free_here_at_once_and_elsewhere_after_its_ter
             pass
     with lease.locked(here, "catalog", "curate"):
         pass
-    assert not store.exists(f"{here}/{leases.FOLDER}")
+    assert not storage.exists(f"{here}/{leases.FOLDER}")

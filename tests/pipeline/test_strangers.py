@@ -12,8 +12,8 @@ import pytest
 
 from configs import schema
 from curation import puppets
-from pipeline import store
-from pipeline.curate import curate
+from pipeline import storage
+from pipeline.catalog.curate import curate
 
 CONFIG = schema.load("tiny", ["sync.backend=none", "sync.required=false"])
 
@@ -63,13 +63,13 @@ def test_every_row_of_a_hostile_table_is_a_row_of_the_catalog(tmp_path: Path) ->
 def test_a_store_that_does_not_answer_ends_the_run_and_one_unknown_address_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "ATTEMPTS", 1)
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     (tmp_path / "list.csv").write_text("uri\ns3://b/a.mp4\ns3://b/c.mp4\n")
-    with pytest.raises(store.StoreError, match="listing"):
+    with pytest.raises(storage.StoreError, match="listing"):
         curate([str(tmp_path / "list.csv")], str(tmp_path / "out"), CONFIG, inline=True, quiet=True)
     (tmp_path / "list.csv").write_text("uri\nevil://b/a.mp4\nevil://b/c.mp4\n")
     curate([str(tmp_path / "list.csv")], str(tmp_path / "out"), CONFIG, inline=True, quiet=True)
@@ -79,9 +79,9 @@ def test_a_store_that_does_not_answer_ends_the_run_and_one_unknown_address_does_
 PLANNING = """
 import resource, sys
 from configs import schema
-from curation.captions import Beside
+from curation.operators.captions import Beside
 from curation.sources import expand
-from pipeline.curate import plan
+from pipeline.catalog.curate import plan
 config = schema.load("tiny")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = expand([sys.argv[1]], config.curation)

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 import cli
 from configs import schema
 from configs.errors import EchoForgeError
-from curation.catalog import CLIPS, VIDEOS, table
-from pipeline import catalog, store, tables
+from curation.schema import CLIPS, VIDEOS, table
+from pipeline import storage
+from pipeline.catalog import queries, tables
 
 SCHEMAS = {"videos": VIDEOS, "clips": CLIPS}
 
@@ -36,7 +37,7 @@ def write(root: Path) -> Path:
             for k in range(2)
         ]  # fmt: skip
         for name, rows in (("videos", [video]), ("clips", clips)):
-            store.write_table(str(root / name / f"part-{number:05d}.parquet"), table(rows, SCHEMAS[name]))
+            storage.write_table(str(root / name / f"part-{number:05d}.parquet"), table(rows, SCHEMAS[name]))
     return root
 
 
@@ -64,13 +65,13 @@ def test_a_redecide_of_an_older_version_that_was_killed_is_finished(tmp_path: Pa
     """It left a mark and some of the new verdicts."""
     root, expected = write(tmp_path / "catalog"), write(tmp_path / "expected")
     config = schema.load("tiny", ["decide.min_sharpness=0.3"])
-    catalog.redecide(str(expected), config)
+    queries.redecide(str(expected), config)
     new = tables.read(str(expected), "clips", CLIPS).slice(0, 2)
-    store.write_table(str(root / "clips" / "part-00000.parquet"), new)
+    storage.write_table(str(root / "clips" / "part-00000.parquet"), new)
     (root / tables.MARK).write_text(json.dumps({"why": "the tables are being written", "command": "redecide"}))
     with pytest.raises(EchoForgeError, match="run `catalog redecide` again"):
         tables.read(str(root), "clips", CLIPS)
-    catalog.redecide(str(root), config)
+    queries.redecide(str(root), config)
     for name, kind in SCHEMAS.items():
         assert tables.read(str(root), name, kind).equals(tables.read(str(expected), name, kind))
 
@@ -131,6 +132,6 @@ def test_an_old_catalog_is_decided_again_and_then_whole(tmp_path: Path) -> None:
     for name, gone in (("videos", ["source_tag"]), ("clips", ["second_voice", "speaker"])):
         for part in (root / name).glob("*.parquet"):
             pq.write_table(pq.read_table(part).drop_columns(gone), part)
-    catalog.redecide(str(root), schema.load("tiny", []))
+    queries.redecide(str(root), schema.load("tiny", []))
     rows: list[dict[str, Any]] = pq.read_table(root / "clips").to_pylist()
     assert set(rows[0]) == set(CLIPS.names) and "source_tag" in pq.read_table(root / "videos").schema.names

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from configs.errors import MissingWeights
-from pipeline.ledger import Result
+from pipeline.engine.ledger import Result
 
 TABLES = {"squares": pa.schema([("number", pa.int64()), ("square", pa.int64())])}
 SAID = {"said": pa.schema([("text", pa.string())])}
@@ -59,7 +59,7 @@ class Where:
     """Says from which files this process imports the packages of this program, and what its stdin is."""
 
     def run(self, payload: dict[str, Any]) -> Result:
-        from pipeline.worker_entry import OWN
+        from pipeline.engine.worker_entry import OWN
 
         files = [str(importlib.import_module(name).__file__) for name in OWN]
         return Result({"said": [{"text": text} for text in (*files, Path("/dev/stdin").resolve().as_posix())]})

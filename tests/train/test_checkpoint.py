@@ -31,14 +31,17 @@ from configs.dataset_schema import NEGATIVES
 from configs.errors import ConfigError, EchoForgeError
 from configs.schema import Config
 from model.transformer import EchoMimicTransformer
-from train import checkpoint, manifest, negatives, reference, stages
-from train.checkpoint import Progress, State
+from train import stages
+from train.checkpoints import checkpoint, manifest
+from train.checkpoints.checkpoint import Progress, State
+from train.checkpoints.files import Damaged, digest
+from train.checkpoints.state_storage import Chunk, Stored, check
 from train.config import StageConfig
+from train.data import negatives
 from train.ema import EMA
-from train.files import Damaged, digest
 from train.guard import Guard
 from train.log import METRICS_FILE, Log, read_metrics
-from train.state_storage import Chunk, Stored, check
+from train.objectives import reference
 from workflows.networks import check_network, load_network
 
 SMALL = [

@@ -15,11 +15,11 @@ import torch
 from benchmarks.synthetic_shards import Sizes, sample_tensors, write_dataset
 from configs.dataset_schema import INDEX, INDEX_FILE
 from configs.errors import EchoForgeError
-from train.assembly import Batch
 from train.config import KeepConfig, LoaderConfig
-from train.index import BadSample, open_index
-from train.loader import Loader
-from train.order import Order
+from train.data.batch import Batch
+from train.data.index import BadSample, open_index
+from train.data.loader import Loader
+from train.data.order import Order
 
 BUCKETS = {"64x64x17": 13, "96x64x9": 8}
 SIZE = 12
@@ -319,7 +319,7 @@ def test_changed_bytes_are_found_with_and_without_xxhash(
     own_dataset: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     if not fast:
-        monkeypatch.setattr("train.reader._xxh3", None)
+        monkeypatch.setattr("train.data.reader._xxh3", None)
     with Loader(own_dataset, config(bad_samples="stop"), seed=1, once=True) as loader:
         assert all(not batch.skipped for batch in loader)
     row = pq.read_table(own_dataset / INDEX_FILE).to_pylist()[0]

@@ -11,7 +11,8 @@ from torch import nn
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from train import checkpoint, draws
+from train import rng
+from train.checkpoints import checkpoint
 from train.ema import EMA
 from train.guard import Guard
 from train.objectives.ndpo import beta, paper_loss, preference_loss, reflected, relative_increase
@@ -133,11 +134,11 @@ def test_what_a_killed_commit_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_draws_are_functions_of_the_place_alone() -> None:
-    one = draws.noise((3,), 7, 5, 2, "noise")
-    assert torch.equal(one, draws.noise((3,), 7, 5, 2, "noise"))
+    one = rng.noise((3,), 7, 5, 2, "noise")
+    assert torch.equal(one, rng.noise((3,), 7, 5, 2, "noise"))
     others = [
-        draws.noise((3,), *key) for key in ((8, 5, 2, "noise"), (7, 6, 2, "noise"), (7, 5, 3, "noise"), (7, 5, 2, "t"))
+        rng.noise((3,), *key) for key in ((8, 5, 2, "noise"), (7, 6, 2, "noise"), (7, 5, 3, "noise"), (7, 5, 2, "t"))
     ]
     assert not any(torch.equal(one, other) for other in others)
-    levels = sorted(draws.stratified(k, 8, 0, 3) for k in range(8))
+    levels = sorted(rng.stratified(k, 8, 0, 3) for k in range(8))
     assert [int(8 * u) for u in levels] == list(range(8))

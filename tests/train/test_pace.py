@@ -14,7 +14,7 @@ from benchmarks.synthetic_shards import write_dataset
 from configs import schema
 from configs.dataset_schema import PROMPTS_FILE
 from train.log import Pace
-from train.run import train
+from train.trainer import train
 
 seconds = st.floats(1e-3, 1e3)
 

@@ -18,12 +18,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 
 from benchmarks.synthetic_shards import write_dataset
-from configs import locks, schema
+from configs import schema
 from configs.dataset_schema import PROMPTS_FILE
 from configs.errors import EchoForgeError
-from train import checkpoint, old_state
+from configs.runtime import locks
+from train.checkpoints import checkpoint, old_state
 from train.log import METRICS_FILE, of_kind, read_metrics
-from train.run import train as train_here
+from train.trainer import train as train_here
 from workflows import networks
 from workflows.networks import check_network, load_network
 
@@ -339,7 +340,7 @@ def test_damage_that_one_rank_finds_ends_all_ranks_with_one_sentence(dataset: Pa
     )  # fmt: skip
     printed = " ".join((done.stdout + done.stderr).split())
     assert done.returncode and "state/00001-model-0.safetensors" in printed and "copy it anew" in printed
-    assert "train/checkpoint.py" not in printed, "a traceback that is not the launcher's"
+    assert "train/checkpoints/checkpoint.py" not in printed, "a traceback that is not the launcher's"
 
 
 def _ranks(launcher: int) -> list[int]:

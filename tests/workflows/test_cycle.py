@@ -15,13 +15,13 @@ from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
 from configs.schema import Config
 from curation import puppets
-from pipeline.catalog import explain, redecide, status
-from pipeline.curate import curate
-from pipeline.shard import shard
-from pipeline.shards_verify import verify
-from train import checkpoint
+from pipeline.catalog.curate import curate
+from pipeline.catalog.queries import explain, redecide, status
+from pipeline.dataset.shard import shard
+from pipeline.dataset.verify import verify
+from train.checkpoints import checkpoint
 from train.log import METRICS_FILE, of_kind, read_metrics
-from train.run import train
+from train.trainer import train
 from workflows.cycle import run_cycle
 from workflows.generate import generate
 

@@ -22,11 +22,12 @@ from PIL import Image
 
 from configs import reviews, schema
 from configs.dataset_schema import NEGATIVES
-from curation import report, spreadsheet
-from curation.catalog import CLIPS, VIDEOS
-from curation.review import page, tables
-from pipeline import card
-from workflows import demo_page, play, review_server
+from curation.report import page as report
+from curation.review import page, spreadsheet, tables
+from curation.schema import CLIPS, VIDEOS
+from pipeline.dataset import card
+from workflows.demo import page as demo_page
+from workflows.servers import play, review
 
 RUN = "document.documentElement.dataset.ran=1"
 EVIL = (
@@ -97,7 +98,7 @@ def fits(browser: Any) -> None:
 
 
 def test_the_served_review_page_shows_hostile_text_and_records_a_click(browser: Any, folder: Path) -> None:
-    with running(review_server.serve(folder, EVIL[1])) as server:
+    with running(review.serve(folder, EVIL[1])) as server:
         browser.open(server.url)
         assert browser.wait("document.querySelectorAll('article').length") == len(EVIL)
         shown = browser.run("document.body.innerText")
@@ -128,7 +129,7 @@ def test_a_page_of_another_name_gets_nothing(browser: Any, folder: Path) -> None
     row = '[{"negative_id": "n0", "verdict": "fine", "reviewer": "evil"}]'
     before = reviews.read(folder).num_rows
     with (
-        running(review_server.serve(folder, "t")) as server,
+        running(review.serve(folder, "t")) as server,
         running(ThreadingHTTPServer(("127.0.0.1", 0), Evil)) as evil,
     ):
         rebound = server.url.replace("127.0.0.1", "evil.example")

@@ -147,8 +147,8 @@ def test_without_syncnet_good_clips_are_held_and_its_file_later_runs_sync_alone(
 def test_a_gpu_that_is_not_there_is_one_sentence_with_the_keys_to_set(
     weights_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from configs.devices import usable
-    from pipeline.encode import load_encoders
+    from configs.runtime.devices import usable
+    from pipeline.dataset.encode import load_encoders
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = schema.load(REAL)

@@ -19,9 +19,9 @@ from configs import reviews
 from configs.dataset_schema import ISSUES, NEGATIVES, REVIEWS, VERDICTS
 from configs.errors import EchoForgeError
 from curation.review import page, tables
-from train import negatives
+from train.data import negatives
 from workflows.cycle import _reviewed
-from workflows.demo import _negative_rows
+from workflows.demo.run import _negative_rows
 
 FRAMES = 33
 LATENT_FRAMES = 9

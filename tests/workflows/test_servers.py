@@ -30,7 +30,7 @@ import pytest
 
 from configs import reviews
 from configs.dataset_schema import NEGATIVES
-from train import negatives
+from train.data import negatives
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"review": ["negatives", "review", "{run}"], "play": ["play", "{negatives}/videos"]}

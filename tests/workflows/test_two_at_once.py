@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import schema
-from configs.locks import LOCK_FILE
+from configs.runtime.locks import LOCK_FILE
 from curation import puppets
-from pipeline.curate import curate
-from pipeline.shard import shard
-from train.run import train
+from pipeline.catalog.curate import curate
+from pipeline.dataset.shard import shard
+from train.trainer import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,13 +27,14 @@ from torch.nn import functional as F
 
 from configs.errors import ConfigError
 from model import flow
-from train import negatives as store
-from train import parallel, reference
+from train import parallel
 from train.config import NegativeConfig
-from train.inputs import Inputs, Keep, assemble
-from train.loader import Loader
+from train.data import negatives as store
+from train.data.inputs import Inputs, Keep, assemble
+from train.data.loader import Loader
 from train.log import sigma_bins
-from train.method import Context, MicroStep, predict, squared_error
+from train.objectives import reference
+from train.objectives.base import Context, MicroStep, predict, squared_error
 from train.objectives.sft import SFT
 
 _DELTA = 1e-4  # keeps the relative error finite where the reference is perfect

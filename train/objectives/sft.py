@@ -16,12 +16,12 @@ from torch import Tensor
 
 from configs.errors import EchoForgeError
 from model import flow
-from train import draws
-from train import inputs as batches
-from train.assembly import Batch
-from train.inputs import Inputs
+from train import rng
+from train.data import inputs as batches
+from train.data.batch import Batch
+from train.data.inputs import Inputs
 from train.log import sigma_bins
-from train.method import Context, MicroStep, phda_draws, predict, squared_error
+from train.objectives.base import Context, MicroStep, phda_draws, predict, squared_error
 
 
 class SFT:
@@ -85,8 +85,8 @@ class SFT:
 
 def draw(context: Context, step: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Noise [B, C, T, h, w] and σ [B] of the places of a micro-batch; σ stratified over the global batch."""
-    u = [draws.stratified(p, context.global_batch, context.seed, step) for p in inputs.places]
+    u = [rng.stratified(p, context.global_batch, context.seed, step) for p in inputs.places]
     sigma = flow.shift_sigma(torch.tensor(u, dtype=torch.float32), context.cfg.objective.shift)
     shape = inputs.latents.shape[1:]
-    noise = torch.stack([draws.noise(shape, context.seed, step, p, "noise") for p in inputs.places])
+    noise = torch.stack([rng.noise(shape, context.seed, step, p, "noise") for p in inputs.places])
     return noise.to(inputs.latents.device), sigma.to(inputs.latents.device)

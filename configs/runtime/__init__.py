@@ -1,0 +1,1 @@
+"""What every process of this program shares: stopping, locks, temporary folders, output that is safe to print."""

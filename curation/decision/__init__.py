@@ -1,0 +1,1 @@
+"""Scores and thresholds → verdicts: rules, reasons, duplicates."""

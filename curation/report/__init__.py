@@ -1,0 +1,1 @@
+"""The report of a catalog: one page with charts."""

@@ -1,0 +1,1 @@
+"""Catalogs: made, decided again, queried, verified, relocated."""

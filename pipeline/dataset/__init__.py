@@ -1,0 +1,1 @@
+"""Datasets of shards: planned, encoded, indexed, edited, verified."""

@@ -1,0 +1,278 @@
+"""One group of samples → tensors: latents, the least redundant conditions, image, sound, boxes and masks.
+
+Composition of the batches is fixed by the plan, so the same device and versions give the same bytes again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs import strict, weights
+from configs.errors import EchoForgeError
+from configs.runtime import scratch, stopping
+from configs.runtime.devices import usable
+from curation.media.clip_reader import Clip, read_clip
+from curation.media.clip_writer import write_video
+from model import masks
+from model.codecs import Codec, load_codec
+from model.conditions import masked_video
+from model.config import ModelConfig
+from model.encoders import (
+    AudioEncoder,
+    ImageEncoder,
+    TextEncoder,
+    load_audio_encoder,
+    load_image_encoder,
+    load_text_encoder,
+)
+from pipeline.catalog import identity
+from pipeline.config import EncodeConfig
+from pipeline.dataset.tar import ShardSample
+from pipeline.dataset.texts import text_key
+
+_FLOOR = torch.finfo(torch.bfloat16).eps
+
+
+@dataclass
+class Encoders:
+    """The four networks, loaded once per worker."""
+
+    codec: Codec
+    text: TextEncoder
+    image: ImageEncoder
+    audio: AudioEncoder
+
+    @property
+    def digests(self) -> dict[str, dict[str, str]]:
+        """Name and digest of each, for `dataset.json`; the names of stand-ins say so."""
+        parts = {"codec": self.codec, "text": self.text, "image": self.image, "audio": self.audio}
+        return {key: {"name": part.name, "digest": part.digest} for key, part in parts.items()}  # type: ignore[attr-defined]
+
+    @property
+    def digest(self) -> str:
+        """16 hex over all of them: part of every sample id."""
+        return strict.digest({key: part["digest"] for key, part in self.digests.items()})
+
+
+def load_encoders(model: ModelConfig, cfg: EncodeConfig) -> Encoders:
+    """Load codec and encoders on ``cfg.device``.
+
+    Raises:
+        MissingWeights: a configured file is not there.
+        ConfigError: ``cfg.device`` is a GPU, and there is none.
+    """
+    usable(cfg.device, "encode.device", "execution.shard.gpus=0")
+    weights.require(strict.to_dict(model))
+    device, dtype = torch.device(cfg.device), getattr(torch, cfg.dtype)
+    return Encoders(
+        load_codec(model.codec, device, dtype),
+        load_text_encoder(model.text_encoder, device, dtype),
+        load_image_encoder(model.image_encoder, device, dtype),
+        load_audio_encoder(model.audio_encoder, device, dtype),
+    )
+
+
+def encode_group(
+    samples: Sequence[dict[str, Any]], encoders: Encoders, cfg: EncodeConfig, context_frames: int
+) -> tuple[list[ShardSample], list[dict[str, Any]], list[dict[str, str]]]:
+    """Encode planned samples (`shard_plan.samples_of`) of one bucket.
+
+    A clip that cannot be read, or whose file is not the one that was curated (`pipeline.catalog.identity`), is left out and
+    named; the batches are cut from the plan before reading, so that it changes no other sample's company.
+
+    Returns:
+        (samples to write, index rows without `tensors` and `members`, failures as rows of `shard.FAILED`).
+    """
+    written: list[ShardSample] = []
+    rows: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    for first in range(0, len(samples), cfg.batch):
+        stopping.check()
+        batch = []
+        for sample in samples[first : first + cfg.batch]:
+            try:
+                batch.append((sample, _read(sample, cfg)))
+            except (EchoForgeError, OSError) as error:
+                names = {key: sample[key] for key in ("sample_id", "video_id", "source_uri")}
+                failed.append(names | {"cause": str(error)})
+        if batch:
+            videos = torch.stack([_to_video(clip.frames) for _, clip in batch]).to(cfg.device)
+            pictures = _encode_pictures([s for s, _ in batch], videos, encoders, cfg)
+            for (sample, clip), seen in zip(batch, pictures, strict=True):
+                grid, others = _encode_rest(sample, clip, encoders, cfg, context_frames)
+                tensors = seen | others
+                row = _index_row(sample, grid)
+                written.append(ShardSample(sample["sample_id"], tensors, _files(sample, clip, row, encoders, cfg)))
+                rows.append(row)
+    return written, rows, failed
+
+
+def _read(sample: dict[str, Any], cfg: EncodeConfig) -> Clip:
+    if not sample.get("stored"):  # a copy out of the dataset is no source
+        identity.check(sample)
+    start = sample["start_frame"]
+    return read_clip(
+        sample["source_uri"],
+        start,
+        start + sample["F"],
+        width=sample["W"],
+        height=sample["H"],
+        crop=sample["crop"],
+        offset_samples=sample["offset_samples"],
+        context_frames=cfg.sound_frames,
+    )
+
+
+def _to_video(frames: np.ndarray) -> Tensor:
+    """uint8 [F, H, W, 3] → float32 [3, F, H, W] in −1..1."""
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div(127.5).sub(1)
+
+
+@torch.inference_mode()
+def _encode_pictures(
+    samples: Sequence[dict[str, Any]], videos: Tensor, encoders: Encoders, cfg: EncodeConfig
+) -> list[dict[str, Tensor]]:
+    """Latents, conditions and image tokens of a batch [B, 3, F, H, W]."""
+    latents = _half(encoders.codec.encode(videos))
+    image = _half(encoders.image.encode(videos[:, :, 0]))
+    result = [{"latents": latents[k], "image": image[k]} for k in range(len(samples))]
+    i2v = None
+    if "i2v" in cfg.tasks or "flf2v" in cfg.tasks:
+        i2v = _half(encoders.codec.encode(masked_video(videos, _mask("i2v", videos))))
+        _same(i2v[:, :, :1], latents[:, :, :1], "the first latent of the I2V condition", "the video's")
+        for k, tensors in enumerate(result):
+            tensors["cond_i2v"] = i2v[k, :, 1:]
+    if "flf2v" in cfg.tasks and i2v is not None:
+        both = _half(encoders.codec.encode(masked_video(videos, _mask("flf2v", videos))))
+        _same(both[:, :, :-1], i2v[:, :, :-1], "a latent of the FLF2V condition before the last", "the I2V condition's")
+        for k, tensors in enumerate(result):
+            tensors["cond_flf2v_last"] = both[k, :, -1:]
+    for task, name, boxes in (("lip_sync", "cond_lip", "mouth_boxes"), ("avatar_sync", "cond_avatar", "face_boxes")):
+        if task in cfg.tasks:
+            for k, (sample, tensors) in enumerate(zip(samples, result, strict=True)):
+                tensors[name] = _masked_latents(task, name, sample[boxes], videos[k : k + 1], encoders, boxes)
+    return result
+
+
+def _mask(task: str, videos: Tensor) -> Tensor:
+    return masks.pixel_mask(task, *videos.shape[2:]).to(videos.device)
+
+
+def _masked_latents(
+    task: str, name: str, boxes: list[list[float] | None], video: Tensor, encoders: Encoders, kind: str
+) -> Tensor:
+    box = _boxes(boxes)
+    if not bool(torch.isfinite(box).all(1).any()):  # no face seen: everything is to be generated
+        return torch.zeros_like(_half(encoders.codec.encode(video))[0])
+    mask = masks.pixel_mask(task, *video.shape[2:], **{kind: box}).to(video.device)  # type: ignore[arg-type]
+    return _half(encoders.codec.encode(masked_video(video, mask)))[0]
+
+
+def _same(a: Tensor, b: Tensor, what: str, other: str) -> None:
+    """The codec is causal: what is not stored twice must be equal, to the last bit but one of bf16."""
+    if not torch.allclose(a.float(), b.float(), rtol=4 * _FLOOR, atol=4 * _FLOOR):
+        worst = (a.float() - b.float()).abs().max()
+        raise EchoForgeError(f"{what} differs from {other} by {worst:.3g}: this codec is not causal; store it whole.")
+
+
+@torch.inference_mode()
+def _encode_rest(
+    sample: dict[str, Any], clip: Clip, encoders: Encoders, cfg: EncodeConfig, context_frames: int
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Sound, boxes and masks of one sample; first the grid of its audio rows. (Captions: `pipeline.dataset.texts`.)"""
+    tensors: dict[str, Tensor] = {}
+    lead, pcm = _existing_sound(sample["start_frame"], clip.context, cfg.sound_frames)
+    features = encoders.audio.encode(pcm)
+    cut = encoders.audio.slice(features, lead, sample["F"], context_frames)
+    tensors[f"audio.{encoders.audio.variant}"] = _half(cut.tokens)
+    for part in ("face", "mouth"):
+        boxes = _boxes(sample[f"{part}_boxes"])
+        tensors[f"{part}_boxes"] = boxes
+        tensors[f"{part}_mask"] = masks.pack_bits(masks.box_grid(boxes, sample["F"], sample["H"], sample["W"]))
+    grid = {
+        "variant": encoders.audio.variant,
+        "tokens_per_frame": float(cut.tokens_per_frame),
+        "frame0": cut.frame0,
+        "valid_from": cut.valid[0],
+        "valid_to": cut.valid[1],
+    }
+    return grid, tensors
+
+
+def _existing_sound(start_frame: int, context: np.ndarray, frames: int) -> tuple[int, np.ndarray]:
+    """The sound around a sample without what lies before the file or after its end, and the frames before it.
+
+    ``context`` has zeros where there is no file; the end is where nothing but zeros follows, to whole frames.
+    """
+    missing = max(frames - start_frame, 0)
+    inside = context.reshape(-1, 640)[missing:]
+    loud = np.flatnonzero(np.abs(inside).max(1))
+    least = len(context) // 640 - missing - frames  # the sample itself always stays
+    last = max(int(loud[-1]) + 1 if len(loud) else 0, least)
+    return frames - missing, inside[:last].reshape(-1)
+
+
+def _boxes(rows: list[list[float] | None]) -> Tensor:
+    return torch.tensor([[float("nan")] * 4 if row is None else row for row in rows], dtype=torch.float32)
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16).cpu()
+
+
+def _index_row(sample: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
+    from pipeline.dataset.plan import CARRIED
+
+    keys = ("sample_id", "clip_id", "video_id", "bucket", "split", "F", "H", "W", *CARRIED)
+    return {key: sample[key] for key in keys} | {"audio": [grid]}
+
+
+def _files(
+    sample: dict[str, Any], clip: Clip, row: dict[str, Any], encoders: Encoders, cfg: EncodeConfig
+) -> dict[str, bytes]:
+    """The members beside the tensors, as bytes by extension."""
+    keys = ("clip_id", "video_id", "source_uri", "start_frame", "crop", "offset_samples", "captions")
+    scores = {key: value for key, value in row.items() if isinstance(value, float)}
+    meta = {
+        **{key: sample[key] for key in ("sample_id", "bucket", "split", "F", "H", "W", "speaker", "tier", *keys)},
+        "fps": 25,
+        "scores": scores,
+        "text_keys": [text_key(text, encoders.text.digest) for text in sample["captions"]],
+        "audio": {grid["variant"]: {k: v for k, v in grid.items() if k != "variant"} for grid in row["audio"]},
+        "encoders": encoders.digests,
+        "has_sound": bool(clip.has_sound),
+    }
+    files = {
+        "json": json.dumps(meta, sort_keys=True, ensure_ascii=False, indent=1).encode(),
+        "txt": sample["captions"][0].encode(),
+        "jpg": _jpeg(clip.frames[0], cfg.jpeg_quality),
+        "flac": _flac(clip.pcm),
+    }
+    if cfg.mp4:
+        with scratch.folder() as folder:
+            files["mp4"] = write_video(folder / "clip.mp4", clip.frames, clip.pcm).read_bytes()
+    return files
+
+
+def _jpeg(picture: np.ndarray, quality: int) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def _flac(pcm: np.ndarray) -> bytes:
+    import soundfile
+
+    stream = io.BytesIO()
+    soundfile.write(stream, np.clip(pcm, -1, 1), 16_000, format="FLAC", subtype="PCM_16")
+    return stream.getvalue()

@@ -1,0 +1,87 @@
+"""Which samples of a dataset a catalog now plans differently: training must not see two versions of one clip.
+
+A new correction of the sound, a new crop or a new span of a clip makes a sample with a new id beside the old one. The
+old one then gets the verdict `reject` and the reason `superseded` in the index; its tar stays as it is. When the old
+thresholds come back, so does the old sample.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from configs.dataset_schema import INDEX, SUPERSEDED
+from pipeline.dataset import buckets
+
+_VIDEO = re.compile(r'"video_id": "([^"\\]*)"')
+
+
+def compare(plans: Iterable[pa.Table], planned: pa.Table, clips: pa.Table, videos: Iterable[str]) -> dict[str, bool]:
+    """Id of every sample that this run answers for → would it be made differently today?
+
+    A sample whose clip is gone is made differently when another clip of the video covers some of its frames; else the
+    catalog says nothing about it (the video may be an error today, or be curated in other spans here).
+
+    Args:
+        plans: of all generations (`shard_plan.PLAN`).
+        planned: the kept clips that this run plans (within ``--limit``).
+        clips: all clips of the catalog (`catalog.CLIPS`).
+        videos: ids of the videos that this run answers for. Samples of other videos are left out, as are those of
+            clips that the catalog holds but this run does not plan: their verdict is the catalog's.
+    """
+    mine, known = set(videos), set(clips["clip_id"].to_pylist())
+    columns = ["clip_id", "offset_samples", "width", "height", "letterbox", "crop", "tracks", "active_track"]
+    rows = {row["clip_id"]: row for row in planned.select(columns).to_pylist()}
+    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    places = (clips[name].to_pylist() for name in ("video_id", "start_frame", "end_frame"))
+    for video, start, end in zip(*places, strict=True):
+        spans[video].append((start, end))
+    found: dict[str, bool] = {}
+    for plan in plans:
+        for text in plan["sample"].to_pylist():
+            if (video := _VIDEO.search(text)) and video[1] not in mine:  # parsing is the slow part
+                continue
+            sample = json.loads(text)
+            clip = sample["clip_id"]
+            if clip in rows:
+                found[sample["sample_id"]] = _differs(sample, rows[clip])
+            elif clip not in known:
+                first, end = sample["start_frame"], sample["start_frame"] + sample["F"]
+                if any(start < end and first < last for start, last in spans[sample["video_id"]]):
+                    found[sample["sample_id"]] = True
+    return found
+
+
+def _differs(sample: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Would the sound be corrected otherwise, or the picture cropped otherwise for the same size?
+
+    Other sizes and lengths of the same clip are other buckets of it, and no other version.
+    """
+    if sample["offset_samples"] != (row["offset_samples"] or 0):
+        return True
+    return buckets.crop_for(row, (sample["W"], sample["H"])) != buckets.Rect(**sample["crop"])
+
+
+def mark(index: pa.Table, compared: Mapping[str, bool]) -> pa.Table:
+    """The index with the reason :data:`SUPERSEDED` set or cleared as :func:`compare` says, and `reject` where it is set.
+
+    A sample that was not compared keeps the mark that an earlier run gave it.
+    """
+    reasons = index["reason"].to_pylist()
+    marked = [
+        (SUPERSEDED if compared[sample] else None) if sample in compared else reason
+        for sample, reason in zip(index["sample_id"].to_pylist(), reasons, strict=True)
+    ]
+    verdicts = [
+        "reject" if reason == SUPERSEDED else verdict
+        for reason, verdict in zip(marked, index["verdict"].to_pylist(), strict=True)
+    ]
+    for name, values in (("reason", marked), ("verdict", verdicts)):
+        field = INDEX.field(name)
+        index = index.set_column(index.schema.get_field_index(name), field, pa.array(values, field.type))
+    return index

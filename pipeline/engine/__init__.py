@@ -1,0 +1,1 @@
+"""Runs units of work at scale: Ray actors, the ledger, locks, progress. Knows nothing of videos."""

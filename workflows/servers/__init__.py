@@ -1,0 +1,1 @@
+"""Web servers for one person on this machine."""
