@@ -130,6 +130,10 @@ CLIPS = pa.schema(
         ("reasons", pa.list_(pa.string())),
     ]
 )
+INDEXED = (
+    "sync_c", "sync_d", "sync_fit_conf", "face_frac", "sharpness", "motion", "speech_frac", "text_area",
+)  # fmt: skip
+"""Measured columns of :data:`CLIPS` that the index of a dataset carries too, so that a selection by score is a query."""
 
 
 def video_id(source: str | Path | IO[bytes]) -> str:
