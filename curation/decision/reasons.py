@@ -1,12 +1,14 @@
 """What the code of a reason means in a few words, and what a person can do about it.
 
-A reason in the tables is ``code: sentence`` with the clip's own numbers (`curation.decision.rules`). A summary counts codes, and
-needs words without numbers. This is the one place for those words and for the remedies; nothing is decided here.
+A reason in the tables is ``code: sentence`` with the clip's own numbers. A summary counts codes, and needs words without
+numbers: those of a rule stand in its row (`curation.decision.rules`), all others and the remedies here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from curation.decision import rules
 
 CATALOG = "{catalog}"
 """Stands for the catalog's folder in :attr:`Remedy.command`."""
@@ -34,22 +36,12 @@ class Reason:
     remedies: tuple[Remedy, ...] = ()
 
 
-def _threshold(words: str, key: str) -> Reason:
-    return Reason(words, f"decide.{key}=NUMBER")
-
-
 def _text(kind: str, words: str) -> Reason:
     return Reason(words, f"decide.text.{kind}=keep")
 
 
 FIT_VIDEOS = 10
 """`sync.fit.min_sources` of the presets."""
-
-SYNC_REMEDY = (
-    "get SyncNet's weights (`weights fetch syncnet-v2`) and curate again, fit a backend on your own clips "
-    "(`sync fit`), or set sync.required=false"
-)
-"""The same three ways in the sentence of a single clip."""
 
 _SYNC_REMEDIES = (
     Remedy(
@@ -70,35 +62,10 @@ _SYNC_REMEDIES = (
 
 _CURATE_AGAIN = Remedy("run the same `curate` again: it measures sync and repeats no other score")
 
-REASONS: dict[str, Reason] = {
-    # clips: the rules of `curation.decision.rules`
-    "face_frac": _threshold("no face, or not in enough of the clip", "min_face_frac"),
-    "face_count": _threshold("too many faces", "max_faces"),
-    "face_size": _threshold("face of too few pixels", "min_face_px"),
-    "face_share": _threshold("face too small a part of the picture", "min_face_share"),
-    "speech": _threshold("no sound, or too little speech", "min_speech"),
-    "silence": _threshold("too quiet", "min_lufs"),
-    "clipping": _threshold("clipped sound", "max_clipped"),
-    "voices": _threshold("a second voice, or music", "max_second_voice"),
-    "text_area": _threshold("too much text in the picture", "max_text_area"),
-    "sharpness": _threshold("blurred face", "min_sharpness"),
-    "dark": _threshold("too dark", "min_exposure"),
-    "bright": _threshold("too bright", "max_exposure"),
-    "still": _threshold("too little motion", "min_motion"),
-    "motion": _threshold("too much motion", "max_motion"),
-    "shake": _threshold("shaking camera", "max_shake"),
-    "frozen": _threshold("frozen or black for too long", "max_freeze"),
-    "blocks": _threshold("blocks of strong compression", "max_blockiness"),
-    "aesthetic": _threshold("low aesthetic score", "min_aesthetic"),
-    "fps": _threshold("too few frames a second", "min_fps"),
-    "resolution": _threshold("picture too small", "min_height"),
-    "sync_conf": _threshold("low sync confidence", "sync_min_conf"),
-    "sync_fit": _threshold("low sync confidence of the fitted SyncNet", "sync_min_fit_conf"),
-    "sync_offset": _threshold("sound and lips too far apart to correct", "sync_max_offset"),
-    "sync_residual": _threshold("out of sync after correction", "sync_max_residual"),
-    "sync_unstable": Reason("too few frames left after correcting the sound"),
-    "sync_unmeasured": Reason("sync after correction not measured", holds=True, remedies=(_CURATE_AGAIN,)),
-    "sync_missing": Reason("no sync score", holds=True, remedies=_SYNC_REMEDIES),
+REMEDIES = {"sync_unmeasured": (_CURATE_AGAIN,), "sync_missing": _SYNC_REMEDIES}
+"""Of rules that hold a clip, by code."""
+
+OTHERS: dict[str, Reason] = {
     # clips: text by kind, and copies
     "subtitle": _text("subtitle", "a subtitle"),
     "ticker": _text("ticker", "a ticker"),
@@ -120,6 +87,16 @@ REASONS: dict[str, Reason] = {
 }
 
 
+def all_reasons() -> dict[str, Reason]:
+    """Every known code and its entry: those of the rules first, in their order."""
+    return {rule.code: _of_rule(rule) for rule in rules.RULES} | OTHERS
+
+
+def _of_rule(rule: rules.Rule) -> Reason:
+    setting = f"decide.{rule.setting}=NUMBER" if rule.setting else None
+    return Reason(rule.words, setting, rule.outcome == "hold", REMEDIES.get(rule.code, ()))
+
+
 def reason(code: str) -> Reason:
     """The entry of a code; one that a newer version wrote is its own words."""
-    return REASONS.get(code) or Reason(code.replace("_", " "))
+    return all_reasons().get(code) or Reason(code.replace("_", " "))

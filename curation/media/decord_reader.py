@@ -1,7 +1,7 @@
 """Reading through decord, on request (``video.backend: decord``).
 
 decord decodes ahead without bound (dmlc/decord#208: 6.7 GB on a 150 s file), so it suits short files; PyAV is the
-default. Probing and identity stay with `media.py`.
+default. Probing and identity stay with `container.py`.
 
 decord cannot be told to leave playlists alone, which name other files and addresses. So it is shown only containers
 whose first bytes no playlist has.
@@ -17,7 +17,7 @@ import cv2
 from curation import packages
 from curation.media.container import ArrayFrame, Frame, MediaError, VideoFile
 
-_CONTAINERS = ("mov", "matroska", "avi", "flv")  # as `media.MediaInfo.container` names them
+_CONTAINERS = ("mov", "matroska", "avi", "flv")  # as `MediaInfo.container` names them
 
 
 class DecordFile:

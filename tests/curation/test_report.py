@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from curation.decision.reasons import REASONS
+from curation.decision.reasons import all_reasons
 from curation.report.charts import failed_rules, only_this
 from curation.report.page import _funnel, _held
 from curation.schema import CLIPS, table
 
+REASONS = all_reasons()
 HOLDING = [code for code, entry in REASONS.items() if entry.holds]
 CLIP = {"clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 25}
 

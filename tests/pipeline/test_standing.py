@@ -18,7 +18,7 @@ import cli
 from configs import schema, strict
 from configs.errors import EchoForgeError
 from configs.runtime import program
-from curation.decision.reasons import FIT_VIDEOS, REASONS
+from curation.decision.reasons import FIT_VIDEOS, all_reasons
 from curation.decision.rules import rules
 from curation.schema import CLIPS, VIDEOS, table
 from pipeline.catalog import queries
@@ -121,6 +121,7 @@ def test_the_preset_of_the_catalog_is_in_the_command(tmp_path: Path) -> None:
     ]
 
 
+REASONS = all_reasons()
 codes = st.sampled_from([*REASONS, "a_code_of_a_later_version"])
 rows = st.lists(st.tuples(st.sampled_from(["keep", "hold", "reject", "error"]), st.lists(codes, unique=True)))
 
@@ -174,10 +175,10 @@ def test_every_code_has_words_and_every_setting_changes_its_rule(preset: str) ->
 def test_every_way_in_which_a_file_fails_has_words() -> None:
     """Stages stand as text where the errors are raised, so they are looked for there."""
     curation = Path(cli.__file__).parent / "curation"
-    files = [*sorted(curation.glob("*.py")), curation.parent / "pipeline" / "curate.py"]
+    files = [*sorted(curation.rglob("*.py")), *sorted((curation.parent / "pipeline").rglob("*.py"))]
     source = "".join(path.read_text("utf-8") for path in files)
     stages = set(re.findall(r'(?:MediaError\(|error_row\([^"\n]*, )"(\w+)"', source))
-    codes = set(re.findall(r'f"(\w+): ', (curation / "decide.py").read_text("utf-8")))
+    codes = set(re.findall(r'f"(\w+): ', (curation / "decision" / "decide.py").read_text("utf-8")))
     assert {"open", "decode", "captions", "manifest"} <= stages and {"too_short", "duplicate"} <= codes
     assert stages | codes <= REASONS.keys()
 
