@@ -111,7 +111,7 @@ Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Only the firs
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from pipeline.engine.ledger import code_version
+        from pipeline.engine.version import code_version
 
         console.print(f"echoforge {code_version()}")
         raise typer.Exit

@@ -32,7 +32,8 @@ import pyarrow.parquet as pq
 
 from configs.runtime import scratch
 from pipeline.config import WorkerShare
-from pipeline.engine.ledger import Ledger, Result, Unit, unit_id
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Result, Unit, unit_id
 
 LENGTHS = (5,) * 16 + (30,) * 4 + (240,)  # seconds: clips, scenes, one long take
 SIZE = (640, 360)
@@ -71,11 +72,11 @@ class Brightness:
         """One row."""
         means = [float(f.mean()) for f in frames(payload)]
         row = {"uri": payload, "frames": len(means), "mean": float(np.mean(means))}
-        return Result({"brightness": [row]}, amount=len(means) / 25)
+        return Result({"brightness": pa.Table.from_pylist([row], TABLES["brightness"])}, amount=len(means) / 25)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row of Ray Data."""
-        return self.run(row["item"]).tables["brightness"][0]
+        return self.run(row["item"]).tables["brightness"].to_pylist()[0]
 
 
 def core(uris: list[str], out: Path) -> int:

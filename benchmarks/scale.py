@@ -30,7 +30,8 @@ from pipeline import storage
 from pipeline.catalog import queries
 from pipeline.config import WorkerShare
 from pipeline.engine import runner
-from pipeline.engine.ledger import Finished, Ledger, Result, Unit, unit_id
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Finished, Result, Unit, unit_id
 
 _PER_FILE = 50_000
 _PAIRS = 26

@@ -29,7 +29,7 @@ from curation.puppets import sample
 from curation.puppets.corpus import Plan, make_one
 from curation.sync import syncnet_v2
 from pipeline.catalog.curate import curate
-from pipeline.engine.ledger import code_version
+from pipeline.engine.version import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))

@@ -35,8 +35,11 @@ from model.sampler import SamplerInputs, sample
 from pipeline import storage
 from pipeline.dataset import files as dataset_files
 from pipeline.engine import lease, runner
-from pipeline.engine.ledger import Ledger, Result, Unit, mend, unit_id
+from pipeline.engine.damage import mend
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import Progress, say
+from pipeline.engine.rows import tables as as_tables
+from pipeline.engine.unit import Result, Unit, unit_id
 from train import rng, stages
 from train.checkpoints import checkpoint
 from train.data import inputs, negatives
@@ -114,7 +117,7 @@ class GatherWorker:
             boxes = batch["face_boxes"][k].numpy() if "face_boxes" in batch else None
             rows.append(self._row(name, seeds[k], task, captions[name], videos[k], real[k], boxes, latents[k]))
             known.append({"sample_id": name, "scores": _pairs(judge.measure(real[k], real[k][0], boxes))})
-        return Result({"samples": rows, "real": known}, amount=count * batch.frames / 25)
+        return Result(as_tables({"samples": rows, "real": known}, _TABLES), amount=count * batch.frames / 25)
 
     def _pixels(self, latents: torch.Tensor) -> np.ndarray:
         """uint8 [B, F, H, W, 3]."""

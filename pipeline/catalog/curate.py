@@ -38,8 +38,11 @@ from pipeline.catalog.summary import CurateSummary, describing, summarise
 from pipeline.catalog.timing import Stopwatch, timed
 from pipeline.config import PipelineConfig
 from pipeline.engine import lease, runner
-from pipeline.engine.ledger import Failure, Ledger, Result, Unit, mend, unit_id
+from pipeline.engine.damage import mend
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import Progress, say
+from pipeline.engine.rows import tables as as_tables
+from pipeline.engine.unit import Failure, Result, Unit, unit_id
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
 SAID = ("caption", "speaker", "licence", "source", "region")
@@ -71,13 +74,14 @@ class CurateWorker:
         uri = payload.source.uri
         if payload.source.fault:
             row = error_row(redact_address(uri), "manifest", redact(payload.source.fault))
-            return Result({"videos": [row | {"source": payload.source.source}], "clips": []})
+            return Result(as_tables({"videos": [row | {"source": payload.source.source}]}, TABLES))
         with storage.local_copy(uri) as path:  # one download instead of a range request per packet
             video, clips = self._analyse(str(path), payload)
         for row in (video, *clips):
             row["source_uri"] = redact_address(uri)
         video["source_tag"] = payload.tag
-        return Result({"videos": [video], "clips": clips}, float(video.get("duration_s") or 0.0), self._watch.read())
+        made = as_tables({"videos": [video], "clips": clips}, TABLES)
+        return Result(made, float(video.get("duration_s") or 0.0), self._watch.read())
 
     def _analyse(self, path: str, payload: Video) -> Rows:
         source = payload.source

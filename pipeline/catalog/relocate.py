@@ -23,7 +23,10 @@ from configs.paths import absolute, is_remote
 from pipeline import storage
 from pipeline.catalog import tables
 from pipeline.engine import lease
-from pipeline.engine.ledger import MERGED_GROUP, MOVED_FILE, Ledger, Unit, ledgers, mend, write_part
+from pipeline.engine.damage import mend
+from pipeline.engine.ledger import MOVED_FILE, Ledger, ledgers
+from pipeline.engine.parts import MERGED_GROUP, write_part
+from pipeline.engine.unit import Unit
 
 MOVED = pa.schema(
     [

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline import storage
-from pipeline.engine.ledger import Ledger, Unit, ledgers, read_parameters
+from pipeline.engine.ledger import Ledger, ledgers, read_parameters
+from pipeline.engine.unit import Unit
 
 Outdated = Callable[[Mapping[str, str], Mapping[str, str]], frozenset[str] | None]
 

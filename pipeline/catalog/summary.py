@@ -19,7 +19,7 @@ from curation.decision.reasons import CATALOG, reason
 from curation.report.page import render
 from curation.schema import VERDICTS
 from pipeline.catalog.tables import About, Describe
-from pipeline.engine.ledger import code_version
+from pipeline.engine.version import code_version
 
 _SHOWN = 8  # reasons of a kind, the most frequent first
 STANDING_COLUMNS = ["clip_id", "source_uri", "verdict", "reasons"]

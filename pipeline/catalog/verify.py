@@ -11,7 +11,7 @@ from configs.runtime import stopping
 from pipeline import storage
 from pipeline.catalog import generation, tables
 from pipeline.catalog.generation import AGAIN, FILE, NAMES, REPORT_FILE, RUN_FILE
-from pipeline.engine import ledger, seal
+from pipeline.engine import damage, seal
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def verify(catalog_dir: str) -> Verification:
     ):
         raise EchoForgeError(f"'{catalog_dir}' holds no catalog: {folders.found(catalog_dir, 'catalog')}.")
     wrong += _tables(catalog_dir, looked, notes)
-    for problem in ledger.damages(storage.join(catalog_dir, folders.LEDGER, "curate"), looked):
+    for problem in damage.damages(storage.join(catalog_dir, folders.LEDGER, "curate"), looked):
         wrong.append(f"{problem}; the next `curate` sets it aside and computes again what is lost.")
     return Verification(catalog_dir, looked[0], wrong, notes)
 

@@ -29,8 +29,11 @@ from pipeline.dataset.index import index_table
 from pipeline.dataset.shard import BUDGET_PER_SAMPLE_S, FIELDS, Settings, join_fields, read_fields, write_index
 from pipeline.dataset.tar import ShardSample
 from pipeline.engine import lease, runner
-from pipeline.engine.ledger import Ledger, Result, Unit, mend, unit_id
+from pipeline.engine.damage import mend
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import say
+from pipeline.engine.rows import tables as as_tables
+from pipeline.engine.unit import Result, Unit, unit_id
 
 Task = Literal["i2v", "flf2v", "lip_sync", "avatar_sync"]
 TASK_OF: dict[str, Task] = {
@@ -72,7 +75,7 @@ class FieldWorker:
             {"sample_id": s.sample_id, "tensors": found[s.sample_id]["tensors"], "audio": audio[s.sample_id]}
             for s in only
         ]
-        return Result({"fields": entries, "tars": [tar]})
+        return Result(as_tables({"fields": entries, "tars": [tar]}, TABLES))
 
     def _readable(self, sample: dict[str, Any], mp4: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
         """The sample as it is while its source is there, as it was curated; else with its stored `.mp4` (the clip at

@@ -41,8 +41,12 @@ from pipeline.dataset.files import read_index, read_plans
 from pipeline.dataset.index import index_table
 from pipeline.dataset.stats import stats_of
 from pipeline.engine import lease, runner
-from pipeline.engine.ledger import Failure, Ledger, Result, Unit, code_version, mend, unit_id
+from pipeline.engine.damage import mend
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import say
+from pipeline.engine.rows import tables as as_tables
+from pipeline.engine.unit import Failure, Result, Unit, unit_id
+from pipeline.engine.version import code_version
 
 FAILED = pa.schema(
     [("sample_id", pa.string()), ("video_id", pa.string()), ("source_uri", pa.string()), ("cause", pa.string())]
@@ -110,7 +114,9 @@ class ShardWorker:
         """``payload``: ``tar`` (relative) and ``texts``, or ``generation`` and ``samples``. The tar is there whole before
         this returns."""
         if "texts" in payload:
-            return Result(texts.encode_texts(self.out, payload["tar"], payload["texts"], self.encoders.text))
+            return Result(
+                as_tables(texts.encode_texts(self.out, payload["tar"], payload["texts"], self.encoders.text), TABLES)
+            )
         samples = [json.loads(text) for text in payload["samples"]]
         written, rows, failed = encode_group(samples, self.encoders, self.cfg, self.context_frames)
         tars = []
@@ -120,7 +126,7 @@ class ShardWorker:
             for row in rows:
                 row |= {"generation": payload["generation"], **found[row["sample_id"]]}
         seconds = sum(sample["F"] for sample in samples) / FPS
-        return Result({"samples": rows, "failed": failed, "tars": tars}, amount=seconds)
+        return Result(as_tables({"samples": rows, "failed": failed, "tars": tars}, TABLES), amount=seconds)
 
 
 def shard(

@@ -20,7 +20,7 @@ from configs.dataset_schema import INDEX
 from model.encoders import TextEncoder
 from pipeline.dataset.files import save_tar
 from pipeline.dataset.tar import ShardSample
-from pipeline.engine.ledger import Unit, unit_id
+from pipeline.engine.unit import Unit, unit_id
 
 TEXTS = pa.schema([("key", pa.string()), ("tensor", INDEX.field("tensors").type.value_type)])
 FOLDER = "texts"

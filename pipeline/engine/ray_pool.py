@@ -29,8 +29,10 @@ from configs.errors import EchoForgeError
 from configs.runtime import scratch, stopping
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import worker_entry
-from pipeline.engine.ledger import Ledger, Unit, code_version
+from pipeline.engine.ledger import Ledger
 from pipeline.engine.runner import EngineError, Receipt, Schedule, Worker, run_batch
+from pipeline.engine.unit import Unit
+from pipeline.engine.version import code_version
 
 _GRACE_S = 30.0
 """The driver kills a worker that is so much over its budget: its own timer must have failed."""

@@ -1,11 +1,11 @@
 """Runs units of work and commits what comes out: on Ray actors, or in this process with equal results.
 
-A stage gives units (`pipeline.engine.ledger.Unit`), a function that makes its worker, and a ledger; the engine does the
+A stage gives units (`pipeline.engine.unit.Unit`), a function that makes its worker, and a ledger; the engine does the
 rest::
 
     outcome = run(units, functools.partial(MyWorker, config), ledger, share, execution)
 
-* The worker is built once per process (networks load once); its ``run(payload)`` returns rows (`ledger.Result`).
+* The worker is built once per process (networks load once); its ``run(payload)`` returns tables (`unit.Result`).
   A stage with large outputs writes them itself, atomically and under names that depend on the unit alone
   (`store.writing`), and returns only small rows about them.
 * The process that computed the rows commits them; only receipts travel to the driver, never pixels or tables.
@@ -35,7 +35,9 @@ from configs.runtime.disk import Refused
 from configs.runtime.redaction import redact
 from pipeline import storage
 from pipeline.config import ExecutionConfig, WorkerShare
-from pipeline.engine.ledger import Failure, Finished, Ledger, Result, Unit, code_version
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Failure, Finished, Result, Unit
+from pipeline.engine.version import code_version
 
 
 class EngineError(EchoForgeError):

@@ -107,7 +107,7 @@ class Slot:
         same_place = root == code["root"] and Path(self._words).parent.is_dir()
         if same_place or (found := code_digest(root)) == code["digest"]:
             return None
-        from pipeline.engine.ledger import code_version
+        from pipeline.engine.version import code_version
 
         return (
             f"the node {node} of the Ray cluster runs other code of EchoForge ({code_version()}, digest {found}, in {root}) "

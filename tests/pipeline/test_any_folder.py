@@ -115,7 +115,8 @@ from pathlib import Path
 import workers
 from pipeline import engine
 from pipeline.config import WorkerShare
-from pipeline.engine.ledger import Ledger, Unit
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Unit
 from configs import schema
 share = WorkerShare(count=1, cpus=1, gpus=0, memory_mb=800, memory_limit_mb=1500)
 ledger = Ledger("ledger", workers.SAID, {{}})

@@ -20,7 +20,9 @@ from curation.schema import clip_id, video_id
 from pipeline import storage
 from pipeline.catalog import curate, queries, tables
 from pipeline.engine import seal
-from pipeline.engine.ledger import Finished, Ledger, Result, Unit, mend, unit_id
+from pipeline.engine.damage import mend
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Finished, Result, Unit, unit_id
 
 CALLS: list[str] = []
 COUNT = 6
@@ -234,7 +236,7 @@ def test_records_of_older_versions_come_before_all_that_have_a_run(tmp_path: Pat
     kinds = {"a": pa.schema([("n", pa.int64())])}
     where = Ledger(str(tmp_path), kinds, {"op": "1"})
     where.prepare()
-    where.commit([Finished(Unit(unit_id(1), None, key="k"), Result({"a": [{"n": 1}]}), 1.0)], "v")
+    where.commit([Finished(Unit(unit_id(1), None, key="k"), Result({"a": pa.table({"n": [1]})}), 1.0)], "v")
     (part,) = Path(where.parts).iterdir()
     old = pq.read_table(part).drop_columns(["run"])
     late = old.set_column(old.schema.get_field_index("finished"), "finished", pa.array([9e12]))
@@ -261,7 +263,7 @@ def test_a_ledger_in_an_object_store_heals(s3: str) -> None:
     where = Ledger(f"{s3}/ledger", kinds, {"op": "1"})
     where.prepare()
     for n in range(3):
-        where.commit([Finished(Unit(unit_id(n), None), Result({"a": [{"n": n}]}), 1.0)], "v")
+        where.commit([Finished(Unit(unit_id(n), None), Result({"a": pa.table({"n": [n]})}), 1.0)], "v")
     url = where.part([unit_id(1)])
     data = bytearray(storage.read_bytes(url))
     data[40] ^= 1

@@ -17,8 +17,10 @@ import pytest
 from configs.errors import MissingWeights
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import runner
-from pipeline.engine.ledger import Ledger, Result, Unit, unit_id
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.rows import tables
 from pipeline.engine.runner import EngineError, Outcome
+from pipeline.engine.unit import Result, Unit, unit_id
 
 # Ray's workers must be able to import the workers of these tests by name.
 _HERE = str(Path(__file__).parent)
@@ -160,7 +162,10 @@ def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_pat
 
     class Heavy:
         def run(self, payload: object) -> Result:
-            return Result({"squares": [{"number": n, "square": n} for n in range(100_000)]}, timings={"op": 1.0})
+            return Result(
+                tables({"squares": [{"number": n, "square": n} for n in range(100_000)]}, workers.TABLES),
+                timings={"op": 1.0},
+            )
 
     receipt = runner.run_batch(Heavy(), units(8), where, "v")
     assert len(receipt.done) == 8 and len(pickle.dumps(receipt)) < 20_000

@@ -22,7 +22,8 @@ from configs.runtime import unasked
 from curation import puppets
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import runner
-from pipeline.engine.ledger import Ledger, Unit, unit_id
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Unit, unit_id
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
@@ -37,7 +38,8 @@ from configs import schema, unasked
 from curation import puppets
 from pipeline import engine
 from pipeline.config import ExecutionConfig, WorkerShare
-from pipeline.engine.ledger import Ledger, Unit, unit_id
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.unit import Unit, unit_id
 share = WorkerShare(2, 1, 0, 800, 1500)
 cfg = ExecutionConfig(share, share, 80, 60, 0, 0.3, 64, 50, 3, 20, 1000)
 marks = sys.argv[2]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.engine.ledger import Failure, Finished, Ledger, Result, Unit, unit_id
+from pipeline.engine.ledger import Ledger
+from pipeline.engine.rows import tables
+from pipeline.engine.unit import Failure, Finished, Result, Unit, unit_id
 
 TABLES = {"a": pa.schema([("n", pa.int64()), ("tags", pa.list_(pa.string()))]), "b": pa.schema([("x", pa.float32())])}
 
@@ -21,7 +23,7 @@ def ledger(folder: Path, version: str = "1") -> Ledger:
 
 def finished(n: int) -> Finished:
     rows = {"a": [{"n": n, "tags": ["t"] * (n % 3)}], "b": [{"x": 0.5}] * (n % 2)}
-    return Finished(Unit(unit_id(n), None, key=f"k{n}", fingerprint="f"), Result(rows, amount=2.0), 0.1)
+    return Finished(Unit(unit_id(n), None, key=f"k{n}", fingerprint="f"), Result(tables(rows, TABLES), amount=2.0), 0.1)
 
 
 def rows(where: Ledger, table: str = "a", **more: object) -> list[int]:
@@ -55,7 +57,7 @@ def test_merging_keeps_every_unit_even_when_it_is_interrupted(tmp_path: Path, mo
     where = ledger(tmp_path)
     for n in range(30):
         where.commit([finished(n)], "v")
-    monkeypatch.setattr("pipeline.engine.ledger.store.remove", lambda url: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("pipeline.engine.ledger.storage.remove", lambda url: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         where.merge(fewer_than=10)
     monkeypatch.undo()
@@ -67,7 +69,7 @@ def test_merging_keeps_every_unit_even_when_it_is_interrupted(tmp_path: Path, mo
 
 def test_rows_that_the_schema_does_not_know_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     where = ledger(tmp_path)
-    for wrong in ({"a": [{"m": 1}]}, {"c": []}):
+    for wrong in ({"a": pa.table({"m": [1]})}, {"c": pa.table({})}):
         with pytest.raises(KeyError):
             where.commit([Finished(Unit("u", None), Result(wrong), 0.0)], "v")
     assert where.done() == set()
@@ -88,7 +90,7 @@ def test_parts_of_an_older_version_lack_columns_and_are_read_and_merged(tmp_path
     old = Ledger(str(tmp_path), {"a": pa.schema([("n", pa.int64())]), "b": TABLES["b"]}, {"op": "1"})
     for n in range(4):
         item = finished(n)
-        old.commit([Finished(item.unit, Result({"a": [{"n": n}], "b": []}), 0.1)], "v")
+        old.commit([Finished(item.unit, Result({"a": pa.table({"n": [n]})}), 0.1)], "v")
     now.commit([finished(4)], "v")
     for _ in range(2):
         assert rows(now) == [0, 1, 2, 3, 4]

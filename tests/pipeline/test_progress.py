@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from configs.runtime.console import Terminal
-from pipeline.engine.ledger import Failure
 from pipeline.engine.progress import Progress
 from pipeline.engine.runner import Done, Receipt
+from pipeline.engine.unit import Failure
 
 
 def watched(console: Terminal, status: Path) -> Progress:

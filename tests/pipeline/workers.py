@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 from configs.errors import MissingWeights
-from pipeline.engine.ledger import Result
+from pipeline.engine.rows import tables
+from pipeline.engine.unit import Result
 
 TABLES = {"squares": pa.schema([("number", pa.int64()), ("square", pa.int64())])}
 SAID = {"said": pa.schema([("text", pa.string())])}
@@ -29,7 +30,8 @@ class Squares:
         time.sleep(payload.get("sleep", 0))
         self._trouble(payload.get("trouble"), payload.get("marks"))
         number = payload["number"]
-        return Result({"squares": [{"number": number, "square": number**2}]}, amount=1.0, timings={"square": 0.001})
+        found = tables({"squares": [{"number": number, "square": number**2}]}, TABLES)
+        return Result(found, amount=1.0, timings={"square": 0.001})
 
     def _trouble(self, kind: str | None, marks: str | None) -> None:
         if kind == "raise":
@@ -62,4 +64,4 @@ class Where:
         from pipeline.engine.worker_entry import OWN
 
         files = [str(importlib.import_module(name).__file__) for name in OWN]
-        return Result({"said": [{"text": text} for text in (*files, Path("/dev/stdin").resolve().as_posix())]})
+        return Result({"said": pa.table({"text": [*files, Path("/dev/stdin").resolve().as_posix()]})})
