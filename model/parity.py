@@ -3,7 +3,7 @@
 ``python -m model.parity FILE.safetensors [--out OUT.safetensors]``
 
 A fixture holds inputs and outputs of one network at a small size; its metadata says which network and how large. The
-weights are not stored: each is a pure function of its name and shape (:func:`recipe_weights`). What this package
+weights are not stored: each is a pure function of its name and shape (`model.parity_recipe`). What this package
 computes is written under the names of the fixture's outputs. Where the fixture has them, the last line printed is the
 largest absolute error, and the exit status is 1 when that is above 1e-4.
 """
@@ -11,43 +11,23 @@ largest absolute error, and the exit status is 1 when that is above 1e-4.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from configs.errors import EchoForgeError
 from model.checkpoint import write_safetensors
 from model.config import AudioNetConfig, TransformerConfig, Variant
+from model.encoders import parity as encoders
+from model.parity_recipe import Tensors, recipe_weights
 from model.transformer import EchoMimicTransformer
 
 TOLERANCE = 1e-4
-Tensors = dict[str, Tensor]
 Metadata = dict[str, str]
 Run = Callable[[Tensors, Metadata], Tensors]
-
-
-def recipe_weights(shapes: Mapping[str, tuple[int, ...] | torch.Size]) -> Tensors:
-    """The fixtures' weights, float32, from names and shapes alone."""
-    return {name: _recipe(name, tuple(shape)) for name, shape in shapes.items()}
-
-
-def _recipe(name: str, shape: tuple[int, ...]) -> Tensor:
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    value = rng.standard_normal(shape, dtype=np.float32)
-    if len(shape) > 1:
-        value *= np.float32(1 / np.sqrt(np.prod(shape[1:])))
-    elif "norm" in name and name.endswith("weight"):
-        value = 1 + np.float32(0.1) * value
-    else:
-        value *= np.float32(0.1)
-    return torch.from_numpy(value)
 
 
 def transformer(tensors: Tensors, metadata: Metadata) -> Tensors:
@@ -98,20 +78,12 @@ def transformer_config(tensors: Tensors, metadata: Metadata) -> TransformerConfi
     )
 
 
-def _encoder(name: str) -> Run:
-    def run(tensors: Tensors, metadata: Metadata) -> Tensors:
-        function: Run = getattr(importlib.import_module("model.encoders.parity"), name)
-        return function(tensors, metadata)
-
-    return run
-
-
 KINDS: dict[str, Run] = {
     "preview": transformer,
     "flash": transformer,
-    "t5": _encoder("t5"),
-    "clip": _encoder("clip"),
-    "vae": _encoder("vae"),
+    "t5": encoders.t5,
+    "clip": encoders.clip,
+    "vae": encoders.vae,
 }
 """Kind of fixture → the function that computes its outputs from its tensors and its metadata."""
 

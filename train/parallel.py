@@ -20,6 +20,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from configs.errors import ConfigError, EchoForgeError
+from model.attention import fused_operators
 from train.config import OptimConfig
 
 T = TypeVar("T")
@@ -179,24 +180,10 @@ def mean(value: float) -> float:
     return float(sum(values) / len(values))
 
 
-_ATTENTION = (
-    "_scaled_dot_product_cudnn_attention",  # the default on Hopper since torch 2.11
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_flash_attention_forward",
-)
-
-
-def saved_operators() -> set[Any]:
-    """The attention forwards whose outputs selective checkpointing keeps: 3/4 of the FLOPs, a small part of the memory."""
-    return {getattr(torch.ops.aten, name).default for name in _ATTENTION if hasattr(torch.ops.aten, name)}
-
-
 def _checkpointed(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
     if not selective:
         return lambda *a, **k: checkpoint(forward, *a, use_reentrant=False, **k)
-    saved = saved_operators()
+    saved = fused_operators()
 
     def policy(_ctx: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_SAVE if op in saved else CheckpointPolicy.PREFER_RECOMPUTE

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from model.encoders.audio import AudioEncoder, AudioSlice, load_audio_encoder
-from model.encoders.image import ImageEncoder, load_image_encoder
-from model.encoders.text import TextEncoder, load_text_encoder, pad_text
+from model.encoders.audio import load_audio_encoder
+from model.encoders.base import AudioEncoder, AudioSlice, ImageEncoder, TextEncoder
+from model.encoders.image import load_image_encoder
+from model.encoders.text import load_text_encoder, pad_text
 
 __all__ = [
     "AudioEncoder",

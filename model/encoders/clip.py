@@ -15,8 +15,8 @@ from configs.weights import locate
 from model import layouts
 from model.checkpoint import load_weights
 from model.config import ImageEncoderConfig
+from model.encoders.base import ImageEncoder
 from model.encoders.files import digest
-from model.encoders.image import ImageEncoder
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's published statistics
 _STD = (0.26862954, 0.26130258, 0.27577711)

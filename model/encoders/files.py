@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from configs.errors import EchoForgeError
 
@@ -28,20 +27,18 @@ def joined(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-def complete(found: Mapping[str, Any], folder: Path, unused: str | None = None) -> None:
+def check_complete(folder: Path, missing: Collection[str], mismatched: Collection[object]) -> None:
     """Refuse a transformers folder that lacks tensors, which the library would fill at random.
 
     Args:
-        found: the library's loading info.
-        unused: name of a tensor that may be absent because nothing here reads it.
+        missing, mismatched: keys of tensors that are absent, or of another shape, by the library's loading info.
 
     Raises:
-        EchoForgeError: tensors are missing or have other shapes.
+        EchoForgeError: there are any.
     """
-    missing = sorted(key for key in found["missing_keys"] if key != unused)
-    if missing or found["mismatched_keys"]:
-        first = (missing or [str(key) for key in found["mismatched_keys"]])[0]
+    if missing or mismatched:
+        first = sorted(missing)[0] if missing else str(next(iter(mismatched)))
         raise EchoForgeError(
-            f"{folder} is of another network: {len(missing)} tensors missing, {len(found['mismatched_keys'])} of "
+            f"{folder} is of another network: {len(missing)} tensors missing, {len(mismatched)} of "
             f"another shape (first: {first})."
         )

@@ -1,32 +1,11 @@
-"""Reference image → image tokens. `clip` is the visual tower of CLIP ViT-H/14; `tiny` pools colour patches."""
+"""The image encoder that a configuration names: `clip` is the visual tower of CLIP ViT-H/14; `tiny` pools colour patches."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
-from torch import Tensor
 
 from model.config import ImageEncoderConfig
-
-
-class ImageEncoder(ABC):
-    """Images → tokens.
-
-    Attributes:
-        name: for people; a stand-in says so.
-        digest: 16 hex of what decides the numbers.
-        tokens, dim: shape of one image's result. No image (T2V) is zeros of that shape.
-    """
-
-    name: str
-    digest: str
-    tokens: int
-    dim: int
-
-    @abstractmethod
-    def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in −1..1, any H and W → float32 [B, tokens, dim] on the encoder's device."""
+from model.encoders.base import ImageEncoder
 
 
 def load_image_encoder(

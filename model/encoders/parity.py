@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from model import layouts
 from model.codecs.wan import WanCodec, from_original
 from model.encoders import clip as clip_encoder
 from model.encoders import umt5
-from model.parity import recipe_weights
-
-Tensors = dict[str, Tensor]
+from model.parity_recipe import Tensors, recipe_weights
 
 
 def t5(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
@@ -35,7 +32,7 @@ def t5(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
             f"{block}ffn.fc2.weight": (m["dim"], m["dim_ffn"]),
             f"{block}pos_embedding.embedding.weight": (m["num_buckets"], m["num_heads"]),
         }
-    network = umt5.from_original(_weights(shapes), "the fixture").eval()
+    network = umt5.from_original(recipe_weights(shapes), "the fixture").eval()
     with torch.no_grad():
         out = network(input_ids=tensors["input_ids"].long(), attention_mask=tensors["attention_mask"].long())
     return {"out": out.last_hidden_state.float()}
@@ -64,7 +61,7 @@ def clip(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
         ):
             shapes |= {f"{block}{name}.weight": (out, given), f"{block}{name}.bias": (out,)}
         shapes |= {f"{block}norm{n}.{part}": (dim,) for n in (1, 2) for part in ("weight", "bias")}
-    named = layouts.clip(_weights(shapes))
+    named = layouts.clip(recipe_weights(shapes))
     tower = clip_encoder.from_named(named, "the fixture", int(metadata["num_heads"])).eval()
     with torch.no_grad():
         return {"out": clip_encoder.penultimate(tower, tensors["x"]).float()}
@@ -78,7 +75,7 @@ def vae(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
         empty: Any = AutoencoderKLWan(base_dim=int(metadata["dim"]), z_dim=int(metadata["z_dim"]))
         theirs = empty.state_dict()
     shapes = {name: tuple(theirs[key].shape) for name, key in original_vae_names(theirs).items()}
-    codec = WanCodec(from_original(_weights(shapes), "the fixture"), "", "cpu")
+    codec = WanCodec(from_original(recipe_weights(shapes), "the fixture"), "", "cpu")
     computed: Tensors = {}
     if "video" in tensors:
         computed["latents"] = codec.encode(tensors["video"])
@@ -87,8 +84,8 @@ def vae(tensors: Tensors, metadata: Mapping[str, str]) -> Tensors:
     return computed
 
 
-def original_vae_names(theirs: Mapping[str, Any]) -> dict[str, str]:
-    """Original name → diffusers name, for every tensor of a VAE."""
+def original_vae_names(theirs: Collection[str]) -> dict[str, str]:
+    """Original name → diffusers name, for every tensor of a VAE whose diffusers names are ``theirs``."""
     candidates = _original_vae_keys()
     marked: dict[str, Any] = dict.fromkeys(candidates, None)
     renamed = list(layouts.vae(marked))
@@ -113,7 +110,3 @@ def _original_vae_keys() -> list[str]:
             for leaf in ("norm.gamma", "to_qkv.weight", "to_qkv.bias", "proj.weight", "proj.bias")
         ]
     return keys
-
-
-def _weights(shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-    return recipe_weights(shapes)

@@ -1,8 +1,7 @@
-"""Captions → text rows [L, dim] at their true length. `umt5` is what Wan was trained with; `tiny` hashes words."""
+"""The text encoder that a configuration names, and padding of its rows: `umt5` is what Wan was trained with; `tiny` hashes words."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -10,27 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from model.config import TextEncoderConfig
-
-
-class TextEncoder(ABC):
-    """Captions → rows.
-
-    Attributes:
-        name: for people; a stand-in says so.
-        digest: 16 hex of what decides the numbers.
-        dim: channels of a row.
-    """
-
-    name: str
-    digest: str
-    dim: int
-
-    @abstractmethod
-    def encode(self, texts: Sequence[str]) -> list[Tensor]:
-        """One float32 tensor [L_i, dim] per text on the encoder's device, without padding rows; L_i ≥ 1 (end token).
-
-        A text gives the same rows alone and in a batch.
-        """
+from model.encoders.base import TextEncoder
 
 
 def load_text_encoder(

@@ -17,9 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from configs.errors import EchoForgeError
-from model.encoders.audio import SAMPLE_RATE, AudioEncoder, as_sound
-from model.encoders.image import ImageEncoder
-from model.encoders.text import TextEncoder
+from model.encoders.base import SAMPLE_RATE, AudioEncoder, ImageEncoder, TextEncoder, as_sound
 
 VERSION = 1  # of everything below: raise it when a number changes
 END = "</s>"

@@ -18,8 +18,8 @@ from configs.weights import locate
 from model import layouts
 from model.checkpoint import load_weights
 from model.config import TextEncoderConfig
-from model.encoders.files import complete, digest, joined
-from model.encoders.text import TextEncoder
+from model.encoders.base import TextEncoder
+from model.encoders.files import check_complete, digest, joined
 
 
 class Umt5Encoder(TextEncoder):
@@ -66,7 +66,7 @@ def load_umt5(cfg: TextEncoderConfig, device: torch.device | str, dtype: torch.d
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise EchoForgeError(f"{where} is not a transformers folder of umT5 ({reason}).") from error
-        complete(found, where)
+        check_complete(where, found["missing_keys"], found["mismatched_keys"])
     else:
         network = from_original(load_weights(where), str(where), dtype=dtype)
     if network.config.d_model != cfg.dim:

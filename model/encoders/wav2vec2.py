@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from configs.errors import EchoForgeError, MissingWeights
 from configs.weights import locate
 from model.config import AudioEncoderConfig
-from model.encoders.audio import FRAME_SAMPLES, SAMPLE_RATE, AudioEncoder, as_sound
-from model.encoders.files import complete, digest, joined
+from model.encoders.base import FRAME_SAMPLES, SAMPLE_RATE, AudioEncoder, as_sound
+from model.encoders.files import check_complete, digest, joined
 
 _EPS = 1e-7  # of transformers' Wav2Vec2FeatureExtractor
 _OFF_SCALE = 100.0  # LUFS in magnitude beyond which a reading means silence (released)
@@ -96,7 +96,8 @@ def load_wav2vec2(cfg: AudioEncoderConfig, device: torch.device | str, dtype: to
         raise EchoForgeError(
             f"{folder} is not a transformers folder of a wav2vec2 ({str(error).splitlines()[0]})."
         ) from error
-    complete(found, folder, unused="masked_spec_embed")  # only training masks; wav2vec2-base-960h lacks it
+    missing = set(found["missing_keys"]) - {"masked_spec_embed"}  # only training masks; wav2vec2-base-960h lacks it
+    check_complete(folder, missing, found["mismatched_keys"])
     if network.config.hidden_size != cfg.dim:
         raise EchoForgeError(
             f"{folder} gives features of {network.config.hidden_size}, audio_encoder.dim is {cfg.dim}."

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from configs.errors import EchoForgeError
 from configs.weights import locate
 from model.config import AudioEncoderConfig
-from model.encoders.audio import FRAME_SAMPLES, AudioEncoder, as_sound
+from model.encoders.base import FRAME_SAMPLES, AudioEncoder, as_sound
 from model.encoders.files import digest, joined
 
 _BLOCK_S = 30

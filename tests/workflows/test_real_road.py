@@ -192,7 +192,7 @@ def _small_files() -> None:
 
     from model.checkpoint import export
     from model.encoders.parity import original_vae_names
-    from model.parity import recipe_weights
+    from model.parity_recipe import recipe_weights
     from model.transformer import EchoMimicTransformer
 
     torch.manual_seed(0)
