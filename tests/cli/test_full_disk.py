@@ -25,7 +25,7 @@ SCRIPT = """
 import contextlib, io, json, subprocess, sys
 from pathlib import Path
 from commands import COMMANDS, command, here, prepared
-from configs import disk
+from configs.runtime import disk
 outputs, mount = Path(sys.argv[1]), Path(sys.argv[2])
 real_check = disk.check_room
 
@@ -115,7 +115,9 @@ def test_every_command_ends_in_a_sentence_and_goes_on_with_room(which: str, outp
 
 def limited(code: str, folder: Path) -> str:
     """Run ``code`` where no file may grow above 64 KiB, which is what a full disk is to a library. What it printed."""
-    head = "import resource, torch, pyarrow as pa, pyarrow.parquet as pq, numpy as np; from configs import disk\n"
+    head = (
+        "import resource, torch, pyarrow as pa, pyarrow.parquet as pq, numpy as np; from configs.runtime import disk\n"
+    )
     head += "from pathlib import Path; from safetensors.torch import save_file\n"
     head += "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)); numbers = np.random.default_rng(0).random(1 << 18)\n"
     done = subprocess.run(

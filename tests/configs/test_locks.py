@@ -24,7 +24,7 @@ from configs.runtime import leases, locks, processes
 
 HOLD = """
 import errno, os, subprocess, sys
-from configs import leases, locks
+from configs.runtime import leases, locks
 def no_locks(*_):
     raise OSError(errno.ENOLCK, "No locks available")
 if sys.argv[2] == "lease":
@@ -119,7 +119,7 @@ def test_many_at_once_and_again_and_again_are_never_two(tmp_path: Path) -> None:
     code = """
 import os, sys, time
 from pathlib import Path
-from configs import locks
+from configs.runtime import locks
 folder, inside = Path(sys.argv[1]) / "run", Path(sys.argv[1]) / "inside"
 end, got = time.monotonic() + 1.5, 0
 while time.monotonic() < end:

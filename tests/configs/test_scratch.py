@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAME = f"echoforge-{os.geteuid()}"
 HOLDER = """
 import os, signal, subprocess, sys
-from configs import scratch
+from configs.runtime import scratch
 with scratch.folder() as path:
     (path / "deep").mkdir()
     (path / "deep" / "file").write_bytes(b"x" * 1000)
@@ -68,7 +68,7 @@ def test_a_folder_is_private_and_gone_at_the_end_and_while_it_is_there_no_sweep_
         assert path.parent == other.parent == temporary / NAME and path != other
         (path / "a").mkdir()
         assert {p.stat().st_mode & 0o777 for p in (path, path.parent)} == {0o700}
-        command = [sys.executable, "-c", "from configs import scratch; print(scratch.sweep())"]
+        command = [sys.executable, "-c", "from configs.runtime import scratch; print(scratch.sweep())"]
         swept = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=_env(temporary))
         assert swept.stdout == "0\n" and (path / "a").is_dir() and other.is_dir()
     assert not list((temporary / NAME).iterdir())

@@ -15,17 +15,17 @@ from curation.puppets import sample
 MEASURE = """
 import sys
 from configs.schema import load
-from curation import analyse, backends
+from curation.analysis import registry, video
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 cfg = load("tiny", ["sync.required=false"]).curation
-marks, whole = [], analyse._Analysis.tick
+marks, whole = [], video._Analysis.tick
 def tick(self, tick):
     if tick.index % 3000 == 2999:
         marks.append(resident())
     return whole(self, tick)
-analyse._Analysis.tick = tick
-row, clips = analyse.analyse_video(sys.argv[1], cfg, backends=backends.load(cfg))
+video._Analysis.tick = tick
+row, clips = video.analyse_video(sys.argv[1], cfg, backends=registry.load(cfg))
 print(row.get("error"), row["duration_s"], len(clips), *marks)
 """
 

@@ -113,14 +113,14 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
 from pathlib import Path
 import workers
-from pipeline import engine
+from pipeline.engine import runner
 from pipeline.config import WorkerShare
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.unit import Unit
 from configs import schema
 share = WorkerShare(count=1, cpus=1, gpus=0, memory_mb=800, memory_limit_mb=1500)
 ledger = Ledger("ledger", workers.SAID, {{}})
-engine.run([Unit("u", {{}})], workers.Where, ledger, share, schema.load("tiny").pipeline.execution)
+runner.run([Unit("u", {{}})], workers.Where, ledger, share, schema.load("tiny").pipeline.execution)
 """
     )
     env = {**ffmpeg, "PYTHONPATH": str(Path(__file__).parent)}
@@ -221,7 +221,7 @@ def test_a_node_without_our_code_or_with_other_code_is_one_sentence(tmp_path: Pa
     """What the actor does on a machine where the driver's folder does not exist."""
     code = f"""
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("entry", {str(ROOT / "pipeline" / "worker_entry.py")!r})
+spec = importlib.util.spec_from_file_location("entry", {str(ROOT / "pipeline" / "engine" / "worker_entry.py")!r})
 entry = importlib.util.module_from_spec(spec); spec.loader.exec_module(entry)
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f))]
 sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}] + sys.argv[1:]

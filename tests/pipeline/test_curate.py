@@ -60,8 +60,8 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curate, "analyse_video", analyse)
     monkeypatch.setattr(curate, "analyse_again", again)
     monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
-    monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
-    monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "load", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "check_files", lambda cfg: None)
 
 
 def run(source: Path, out: Path, *overrides: str, **more: Any) -> curate.CurateSummary:

@@ -47,8 +47,8 @@ def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curate, "analyse_video", analyse)
     monkeypatch.setattr(curate, "analyse_again", lambda uri, cfg, *, run, before, **_: before)
     monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
-    monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
-    monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "load", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "check_files", lambda cfg: None)
 
 
 @pytest.fixture

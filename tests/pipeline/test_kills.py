@@ -34,9 +34,10 @@ DRIVER = """
 import json, sys
 sys.path[:0] = [{root!r}, {here!r}]
 import workers
-from configs import schema, unasked
+from configs import schema
+from configs.runtime import unasked
 from curation import puppets
-from pipeline import engine
+from pipeline.engine import runner
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.unit import Unit, unit_id
@@ -44,7 +45,7 @@ share = WorkerShare(2, 1, 0, 800, 1500)
 cfg = ExecutionConfig(share, share, 80, 60, 0, 0.3, 64, 50, 3, 20, 1000)
 marks = sys.argv[2]
 units = [Unit(unit_id(n), {{"number": n, "sleep": 0.03, "marks": f"{{marks}}/{{n}}"}}) for n in range({count})]
-outcome = engine.run(units, workers.Squares, Ledger(sys.argv[1], workers.TABLES, {{"square": "1"}}), share, cfg)
+outcome = runner.run(units, workers.Squares, Ledger(sys.argv[1], workers.TABLES, {{"square": "1"}}), share, cfg)
 print(json.dumps({{"done": outcome.done, "before": outcome.before, "aside": len(outcome.quarantined)}}))
 """
 

@@ -42,8 +42,8 @@ def _fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     CALLS.clear()
     monkeypatch.setattr(curate, "analyse_video", analyse)
     monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
-    monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
-    monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "load", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "check_files", lambda cfg: None)
     for folder in ("old", "old/more", "older", "work"):
         (tmp_path / folder).mkdir()
     for number, name in enumerate(("old/a.mp4", "old/b [x].mp4", "old/more/c.mp4", "older/d.mp4")):

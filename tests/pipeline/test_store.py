@@ -63,8 +63,8 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pipeline import store\n"
-        "with store.writing(sys.argv[1]) as p:\n p.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from pipeline import storage\n"
+        "with storage.writing(sys.argv[1]) as p:\n p.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     target = str(tmp_path / "deep" / "f")
     root = Path(__file__).resolve().parents[2]
@@ -100,9 +100,9 @@ def test_a_temporary_file_goes_when_its_writer_is_dead_whoever_has_the_number_no
 
 def test_what_a_killed_download_left_is_swept_by_the_next_command(tmp_path: Path) -> None:
     code = (
-        "import fsspec, os, signal; from pipeline import store\n"
+        "import fsspec, os, signal; from pipeline import storage\n"
         "fsspec.filesystem('memory').pipe('/f', b'x' * 1000)\n"
-        "with store.local_copy('memory://f') as path:\n assert path.stat().st_size == 1000; os.kill(os.getpid(), signal.SIGKILL)"
+        "with storage.local_copy('memory://f') as path:\n assert path.stat().st_size == 1000; os.kill(os.getpid(), signal.SIGKILL)"
     )
     root = Path(__file__).resolve().parents[2]
     env = os.environ | {"TMPDIR": str(tmp_path)}

@@ -158,8 +158,8 @@ def analyse(uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any) -> t
 def _fake_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(curate, "analyse_video", analyse)
     monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
-    monkeypatch.setattr(curate.backends, "load", lambda cfg: None)
-    monkeypatch.setattr(curate.backends, "check_files", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "load", lambda cfg: None)
+    monkeypatch.setattr(curate.registry, "check_files", lambda cfg: None)
 
 
 def run(source: str, out: str) -> None:
@@ -235,7 +235,7 @@ def test_a_lease_whose_answer_was_lost_is_held_and_given_back(proxy: FaultyProxy
 
 HOLD = """
 import sys, time
-from pipeline import lease
+from pipeline.engine import lease
 with lease.locked(sys.argv[1], "catalog", "curate"):
     print("held", flush=True)
     time.sleep(60)
