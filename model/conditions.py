@@ -10,11 +10,29 @@ import torch
 from torch import Tensor
 
 from configs.errors import EchoForgeError
+from model import masks
+from model.codecs import Codec
 
 
 def masked_video(video: Tensor, pixel_mask: Tensor) -> Tensor:
     """Video [..., 3, F, H, W] in −1..1 with the pixels to generate (mask [F, H, W] True) set to 0."""
     return video * ~pixel_mask.bool()
+
+
+def encode_conditions(codec: Codec, videos: Tensor, task: str, boxes: Tensor | None = None) -> Tensor:
+    """Latents [B, 16, T, h, w] of videos [B, 3, F, H, W] in which everything that ``task`` generates is grey.
+
+    Args:
+        boxes: for `lip_sync` of the mouth and for `avatar_sync` of the face, [F, 4] in pixels, NaN where absent. Without
+            any box everything is to be generated: zeros.
+    """
+    given: dict[str, Tensor] = {}
+    if boxes is not None:
+        if not torch.isfinite(boxes).all(1).any():
+            return torch.zeros_like(codec.encode(videos))
+        given = {masks.BOXES[task]: boxes}
+    mask = masks.pixel_mask(task, *videos.shape[2:], **given).to(videos.device)  # type: ignore[arg-type]
+    return codec.encode(masked_video(videos, mask))
 
 
 def condition(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.audio_variants import AUDIO_VARIANTS
 from model.audio_windows import video_frames
 from model.config import TransformerConfig
 from model.transformer import EchoMimicTransformer
@@ -42,7 +43,7 @@ def closed_form(cfg: TransformerConfig, latent: tuple[int, int, int]) -> Flops:
     context = cfg.text_len + cfg.image_tokens
     cross = 4 * n * d**2 + 4 * context * d**2 + 4 * n * context * d
     if cfg.variant != "base":
-        keys = audio_tokens(cfg)
+        keys = AUDIO_VARIANTS[cfg.variant].tokens(cfg.audio)
         cross += 4 * frames * keys * d**2 + 4 * n * keys * d
     return Flops(
         self_attention=layers * 4 * n**2 * d,
@@ -51,12 +52,6 @@ def closed_form(cfg: TransformerConfig, latent: tuple[int, int, int]) -> Flops:
         feed_forward=layers * 4 * n * d * cfg.ffn_dim,
         embeddings=_embeddings(cfg, n, frames),
     )
-
-
-def audio_tokens(cfg: TransformerConfig) -> int:
-    """Audio tokens K of one latent frame: released preview 17, flash 32."""
-    audio = cfg.audio
-    return audio.tokens if cfg.variant == "flash" else 2 * (audio.reduction + audio.overlap) + 1
 
 
 def counted(cfg: TransformerConfig, latent: tuple[int, int, int]) -> int:
@@ -70,18 +65,10 @@ def counted(cfg: TransformerConfig, latent: tuple[int, int, int]) -> int:
             "image": torch.empty(1, cfg.image_tokens, cfg.image_dim),
         }
         if cfg.variant != "base":
-            inputs["audio"] = torch.empty(1, *audio_shape(cfg, frames))
+            inputs["audio"] = torch.empty(1, *AUDIO_VARIANTS[cfg.variant].shape(cfg.audio, frames))
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.empty(1, cfg.out_dim, frames, height, width), torch.empty(1), **inputs)
     return counter.get_total_flops()
-
-
-def audio_shape(cfg: TransformerConfig, latent_frames: int) -> tuple[int, ...]:
-    """Shape, without the batch, of the audio features of exactly one clip; `whisper` may hold context on top."""
-    audio, frames = cfg.audio, video_frames(latent_frames, cfg.audio.reduction)
-    if cfg.variant == "flash":
-        return frames, audio.window, audio.layers, audio.dim
-    return audio.tokens_per_frame * frames, audio.dim
 
 
 def _embeddings(cfg: TransformerConfig, n: int, frames: int) -> int:

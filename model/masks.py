@@ -17,6 +17,8 @@ TASKS = ("t2v", "i2v", "flf2v", "prefix", "lip_sync", "avatar_sync")
 PATCH_PX = 16  # one token of the transformer: 8 (codec) times 2 (patch)
 TEMPORAL = 4  # video frames per latent frame
 SPATIAL = 8  # pixels per latent cell
+BOXES = {"lip_sync": "mouth_boxes", "avatar_sync": "face_boxes"}
+"""What is generated in every frame, by task."""
 
 
 def pixel_mask(
@@ -51,9 +53,8 @@ def pixel_mask(
         if prefix is None or not 0 < prefix < frames:
             raise EchoForgeError(f"task 'prefix' needs prefix between 1 and {frames - 1} frames, got {prefix}.")
         mask[:prefix] = False
-    elif task in ("lip_sync", "avatar_sync"):
-        boxes = mouth_boxes if task == "lip_sync" else face_boxes
-        name = "mouth_boxes" if task == "lip_sync" else "face_boxes"
+    elif name := BOXES.get(task):
+        boxes = mouth_boxes if name == "mouth_boxes" else face_boxes
         if boxes is None:
             raise EchoForgeError(f"task '{task}' needs {name}, one per video frame.")
         grid = box_grid(nearest_boxes(boxes, name), frames, height, width, patch_px)

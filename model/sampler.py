@@ -17,6 +17,7 @@ from configs.errors import EchoForgeError
 from configs.runtime import stopping
 from model import guidance as guide
 from model import phda as phases
+from model.audio_variants import AUDIO_VARIANTS
 from model.config import GuidanceConfig, LongVideoConfig, PhDAConfig, SamplerConfig
 from model.flow import sigma_to_t
 from model.schedulers import Solver
@@ -192,10 +193,7 @@ def _window(inputs: SamplerInputs, start: int, end: int, cfg: LongVideoConfig, v
     if cfg.anchor == "reference" and not cond[:, :4].any():  # lip-sync windows keep what is given in them
         cond = inputs.cond[:, :, : end - start]
     audio, frame0 = inputs.audio, inputs.audio_frame0
-    if audio is not None and variant == "whisper":
-        frame0 = inputs.audio_frame0 + first * inputs.tokens_per_frame
-    elif audio is not None:
-        rate = inputs.tokens_per_frame if variant == "preview" else 1
-        audio = audio[:, first * rate : (first + frames) * rate]
+    if audio is not None and (path := AUDIO_VARIANTS.get(variant)):
+        audio, frame0 = path.part(audio, frame0, first, frames, inputs.tokens_per_frame)
     mask = None if inputs.face_mask is None else inputs.face_mask[:, start:end]
     return replace(inputs, cond=cond, audio=audio, audio_frame0=frame0, face_mask=mask)

@@ -142,7 +142,7 @@ class _Run:
         self.tally = Tally()
         self.context = Context(
             network, model_cfg.phda, cfg, seed, world.device, inputs.read_prompts(dataset),
-            model_cfg.transformer.text_len, model_cfg.transformer.variant != "base", cfg.loader.global_batch, self.tally,
+            model_cfg.transformer.text_len, model_cfg.transformer.variant, cfg.loader.global_batch, self.tally,
         )  # fmt: skip
         self.validation = self._validation()
         self._base_loss: float | None = None

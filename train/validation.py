@@ -65,7 +65,7 @@ class Validation:
                         self.context.prompts,
                         self.context.cfg.tasks,
                         text_len=self.context.text_len,
-                        audio=self.context.audio,
+                        variant=self.context.variant,
                         tasks=[self.task],
                     )
                 )

@@ -30,6 +30,7 @@ from configs.runtime.devices import usable
 from configs.schema import Config
 from curation.media.clip_writer import write_video
 from evaluation import defects as judge
+from model import pixels
 from model.codecs import load_codec
 from model.sampler import SamplerInputs, sample
 from pipeline import storage
@@ -100,7 +101,7 @@ class GatherWorker:
             batch = next(source)
         given = inputs.assemble(
             batch, [inputs.Keep()] * count, self.prompts, config.train.tasks,
-            text_len=config.model.transformer.text_len, audio=config.model.transformer.variant != "base",
+            text_len=config.model.transformer.text_len, variant=config.model.transformer.variant,
             tasks=[task] * count,
         )  # fmt: skip
         order = [payload["ids"].index(name) for name in batch.sample_ids]
@@ -122,8 +123,7 @@ class GatherWorker:
     def _pixels(self, latents: torch.Tensor) -> np.ndarray:
         """uint8 [B, F, H, W, 3]."""
         with torch.inference_mode():
-            video = self.codec.decode(latents.to(self.device).float())
-        return ((video + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+            return pixels.to_bytes(self.codec.decode(latents.to(self.device).float()))
 
     def _row(
         self, name: str, seed: int, task: str, caption: str, video: np.ndarray, real: np.ndarray,

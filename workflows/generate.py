@@ -25,10 +25,10 @@ from curation.media.clip_writer import write_video
 from curation.media.container import VideoFile, named
 from curation.media.stills import read_picture
 from curation.schema import FPS, SAMPLES_PER_FRAME
-from model import conditions, masks
+from model import conditions, masks, pixels
+from model.audio_variants import AUDIO_VARIANTS
 from model.codecs import load_codec
 from model.encoders import load_audio_encoder, load_image_encoder, load_text_encoder, pad_text
-from model.encoders.audio import network_audio
 from model.sampler import SamplerInputs, sample
 from pipeline.dataset import buckets
 from workflows.networks import autocast_for, check_network, load_network
@@ -107,14 +107,12 @@ def generate(
             f"--seconds {seconds:g} is more than the {spoken / FPS:.2f} s of {audio}; leave --seconds out to speak all of it."
         )
     _check_length(frames / FPS, config)
-    given, pixel_mask, face = (
-        _picture(source, frames, config) if task == "i2v" else _video(source, frames, task, config)
-    )
-    warning = "" if face is not None else (
+    given = _picture(source, frames, config) if task == "i2v" else _video(source, frames, task, config)
+    warning = "" if given.face is not None else (
         f"no face was found in {source}: the middle of the picture is used, and the face mask is off."
     )  # fmt: skip
-    count = given.shape[1]
-    inputs = _conditions(given, pixel_mask, face, pcm[: count * SAMPLES_PER_FRAME], pcm, prompt, config, device)
+    count = given.video.shape[1]
+    inputs = _inputs(given, pcm, prompt, config, device)
     network = load_network(checkpoint, config.model.transformer, device)
     latents = sample(
         network, inputs, config.model.sampler, config.model.guidance, config.model.phda,
@@ -122,10 +120,10 @@ def generate(
     )  # fmt: skip
     codec = load_codec(config.model.codec, device)
     with torch.inference_mode():
-        pixels = codec.decode(latents)[0].cpu()
+        made = codec.decode(latents)[0].cpu()
     if task != "i2v":  # what was given stays as it was, to the pixel
-        pixels = torch.where(pixel_mask, pixels, given)
-    shown = ((pixels + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
+        made = torch.where(given.mask, made, given.video)
+    shown = pixels.to_bytes(made)
     sound = np.pad(pcm, (0, max(0, count * SAMPLES_PER_FRAME - len(pcm))))[: count * SAMPLES_PER_FRAME]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_video(out, shown, sound)
@@ -133,6 +131,29 @@ def generate(
         "Made with the weight-free stand-in codec and encoders of this preset: blurry by construction, no measure of quality."
     )  # fmt: skip
     return GenerateSummary(out, count, shown.shape[2], shown.shape[1], note, warning)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a video starts from.
+
+    ``video`` [3, F, H, W] in −1..1, of which ``task`` keeps a part; boxes [F, 4] in its pixels, None where there is none.
+    """
+
+    task: str
+    video: Tensor
+    face: Tensor | None
+    mouth: Tensor | None = None
+
+    @property
+    def boxes(self) -> Tensor | None:
+        """Of what the task generates in every frame."""
+        return {"face_boxes": self.face, "mouth_boxes": self.mouth}.get(masks.BOXES.get(self.task, ""))
+
+    @property
+    def mask(self) -> Tensor:
+        """bool [F, H, W], True where the task generates."""
+        return masks.pixel_mask(self.task, *self.video.shape[1:], face_boxes=self.face, mouth_boxes=self.mouth)
 
 
 def _check_task(task: str, image: Path | None, video: Path | None) -> Path:
@@ -198,8 +219,8 @@ def read_sound(path: Path, longest_s: float = math.inf) -> np.ndarray:
     return pcm
 
 
-def _picture(path: Path, frames: int, config: Config) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Video [3, F, H, W] in −1..1 whose first frame is the picture, pixel mask, face boxes [F, 4] or None."""
+def _picture(path: Path, frames: int, config: Config) -> _Given:
+    """A video whose first frame is the picture."""
     frames = max(_MIN_FRAMES, (frames - 1) // 4 * 4 + 1)
     shown = _open_picture(path)
     faces = load_detector(config.curation.faces).detect(shown)
@@ -211,16 +232,16 @@ def _picture(path: Path, frames: int, config: Config) -> tuple[Tensor, Tensor, T
     cut = shown[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w]
     small = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA if rect.w > width else cv2.INTER_CUBIC)
     video = torch.zeros(3, frames, height, width)
-    video[:, 0] = torch.from_numpy(small).permute(2, 0, 1).float() / 127.5 - 1
+    video[:, 0] = pixels.from_bytes(small[None])[:, 0]
     face = None
     if box is not None:
         scale = np.array([width / rect.w, height / rect.h] * 2, np.float32)
         face = torch.tensor((box - np.array([rect.x, rect.y] * 2)) * scale, dtype=torch.float32).expand(frames, 4)
-    return video, masks.pixel_mask("i2v", frames, height, width), face
+    return _Given("i2v", video, face)
 
 
-def _video(path: Path, frames: int, task: str, config: Config) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The first clip of a video that has a face, its mask and face boxes."""
+def _video(path: Path, frames: int, task: str, config: Config) -> _Given:
+    """The first clip of a video that has a face."""
     found, clips = analyse_video(str(path), config.curation, backends=curation_backends.faces_alone(config.curation))
     if found.get("verdict") == "error":
         raise EchoForgeError(f"{path}: {str(found['error']).rstrip('.')}; give the video that is to speak.")
@@ -240,38 +261,33 @@ def _video(path: Path, frames: int, task: str, config: Config) -> tuple[Tensor, 
         name: torch.from_numpy(buckets.frame_boxes(track, name, 0, count, rect, (width, height)))
         for name in ("mouth_boxes", "boxes")
     }
-    face, mouth = boxes["boxes"], boxes["mouth_boxes"]
-    mask = masks.pixel_mask(task, count, height, width, face_boxes=face, mouth_boxes=mouth)
-    video = torch.from_numpy(np.ascontiguousarray(seen.frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
-    return video, mask, face
+    return _Given(task, pixels.from_bytes(seen.frames), boxes["boxes"], boxes["mouth_boxes"])
 
 
-def _conditions(
-    video: Tensor, pixel_mask: Tensor, face: Tensor | None, pcm: np.ndarray, whole: np.ndarray, prompt: str,
-    config: Config, device: str,
-) -> SamplerInputs:  # fmt: skip
+def _inputs(given: _Given, pcm: np.ndarray, prompt: str, config: Config, device: str) -> SamplerInputs:
     """Everything that the sampler takes, for one video; the same encoders and slicing as in sharding."""
     model = config.model
-    count = video.shape[1]
+    count, height, width = given.video.shape[1:]
+    video = given.video[None].to(device)
     with torch.inference_mode():
-        codec = load_codec(model.codec, device)
-        latents = codec.encode(conditions.masked_video(video, pixel_mask)[None].to(device))[0]
-        cond = torch.cat([masks.latent_mask(pixel_mask).to(latents), latents])
+        latents = conditions.encode_conditions(load_codec(model.codec, device), video, given.task, given.boxes)
+        cond = conditions.condition(given.task, latents, masked=latents, mask4=masks.latent_mask(given.mask)[None])
         text = load_text_encoder(model.text_encoder, device)
         rows = text.encode([prompt, *model.guidance.prompts.values()])
-        image = load_image_encoder(model.image_encoder, device).encode(video[:, 0][None].to(device))
+        image = load_image_encoder(model.image_encoder, device).encode(video[:, :, 0])
         sound = load_audio_encoder(model.audio_encoder, device)
-        features = sound.encode(np.pad(whole, (0, max(0, count * SAMPLES_PER_FRAME - len(whole)))))
+        features = sound.encode(np.pad(pcm, (0, max(0, count * SAMPLES_PER_FRAME - len(pcm)))))
         cut = sound.slice(features, 0, count, model.audio_encoder.context_frames)
-    audio, valid, frame0 = network_audio(sound.variant, cut.tokens, cut.frame0, cut.valid, count, cut.tokens_per_frame)
-    mask = None
-    if config.train.tasks.face_mask and face is not None:
-        mask = masks.face_token_mask(face, count, video.shape[2], video.shape[3])[None]
+    variant = AUDIO_VARIANTS[sound.variant]
+    heard = variant.inputs(cut.tokens[None], cut.mask[None], cut.frame0, count, cut.tokens_per_frame)
+    face = None
+    if config.train.tasks.face_mask and given.face is not None:
+        face = masks.face_token_mask(given.face, count, height, width)[None]
     return SamplerInputs(
-        cond=cond[None].float(), text=pad_text(rows[:1]).float(),
+        cond=cond.float(), text=pad_text(rows[:1]).float(),
         negatives=dict(zip(model.guidance.prompts, (r.float() for r in rows[1:]), strict=True)), image=image.float(),
-        audio=audio[None].float(), audio_valid=None if valid is None else valid[None], audio_frame0=frame0,
-        tokens_per_frame=cut.tokens_per_frame, face_mask=mask,
+        audio=heard.audio.float(), audio_valid=heard.valid, audio_frame0=heard.frame0,
+        tokens_per_frame=cut.tokens_per_frame, face_mask=face,
     )  # fmt: skip
 
 

@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from configs.errors import EchoForgeError
-from model.audio_windows import neighbourhoods
 from model.config import AudioEncoderConfig
 from model.encoders.base import AudioEncoder
-
-
-def network_audio(
-    variant: str, tokens: Tensor, frame0: int, valid: tuple[int, int], frames: int, tokens_per_frame: int
-) -> tuple[Tensor, Tensor | None, int]:
-    """Stored rows of one clip → what the transformer's ``audio``, ``audio_valid`` and ``audio_frame0`` take.
-
-    `whisper` sees the context and a mask of what exists; the released variants see the clip alone, as released.
-
-    Args:
-        tokens: [N, …], with ``frame0`` and ``valid`` as in :class:`AudioSlice`.
-        frames: video frames F of the clip.
-
-    Returns:
-        `whisper`: [N, A], bool [N], frame0. `preview`: [2F, A], None, 0. `flash`: [F, 5, 12, A], None, 0.
-    """
-    if variant == "whisper":
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return tokens, (rows >= valid[0]) & (rows < valid[1]), frame0
-    clip = tokens[frame0 : frame0 + frames * tokens_per_frame]
-    return (clip if variant == "preview" else neighbourhoods(clip)), None, 0
 
 
 def load_audio_encoder(

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from configs.errors import EchoForgeError, MissingWeights
 from configs.weights import locate
+from model.audio_variants import AUDIO_VARIANTS
 from model.config import AudioEncoderConfig
 from model.encoders.base import FRAME_SAMPLES, SAMPLE_RATE, AudioEncoder, as_sound
 from model.encoders.files import check_complete, digest, joined
@@ -37,7 +38,7 @@ class Wav2Vec2Encoder(AudioEncoder):
     ) -> None:
         self.network, self.variant = network.to(device).eval(), variant
         self.digest = joined(digest, variant, loudness)
-        self.tokens_per_frame = 2 if variant == "preview" else 1
+        self.tokens_per_frame = AUDIO_VARIANTS[variant].rows_per_frame
         self._loudness, self._device = loudness, device
 
     @torch.no_grad()

@@ -21,9 +21,9 @@ from configs.runtime import scratch, stopping
 from configs.runtime.devices import usable
 from curation.media.clip_reader import Clip, read_clip
 from curation.media.clip_writer import write_video
-from model import masks
+from model import masks, pixels
 from model.codecs import Codec, load_codec
-from model.conditions import masked_video
+from model.conditions import encode_conditions
 from model.config import ModelConfig
 from model.encoders import (
     AudioEncoder,
@@ -104,7 +104,7 @@ def encode_group(
                 names = {key: sample[key] for key in ("sample_id", "video_id", "source_uri")}
                 failed.append(names | {"cause": str(error)})
         if batch:
-            videos = torch.stack([_to_video(clip.frames) for _, clip in batch]).to(cfg.device)
+            videos = torch.stack([pixels.from_bytes(clip.frames) for _, clip in batch]).to(cfg.device)
             pictures = _encode_pictures([s for s, _ in batch], videos, encoders, cfg)
             for (sample, clip), seen in zip(batch, pictures, strict=True):
                 grid, others = _encode_rest(sample, clip, encoders, cfg, context_frames)
@@ -131,11 +131,6 @@ def _read(sample: dict[str, Any], cfg: EncodeConfig) -> Clip:
     )
 
 
-def _to_video(frames: np.ndarray) -> Tensor:
-    """uint8 [F, H, W, 3] → float32 [3, F, H, W] in −1..1."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float().div(127.5).sub(1)
-
-
 @torch.inference_mode()
 def _encode_pictures(
     samples: Sequence[dict[str, Any]], videos: Tensor, encoders: Encoders, cfg: EncodeConfig
@@ -146,34 +141,21 @@ def _encode_pictures(
     result = [{"latents": latents[k], "image": image[k]} for k in range(len(samples))]
     i2v = None
     if "i2v" in cfg.tasks or "flf2v" in cfg.tasks:
-        i2v = _half(encoders.codec.encode(masked_video(videos, _mask("i2v", videos))))
+        i2v = _half(encode_conditions(encoders.codec, videos, "i2v"))
         _same(i2v[:, :, :1], latents[:, :, :1], "the first latent of the I2V condition", "the video's")
         for k, tensors in enumerate(result):
             tensors["cond_i2v"] = i2v[k, :, 1:]
     if "flf2v" in cfg.tasks and i2v is not None:
-        both = _half(encoders.codec.encode(masked_video(videos, _mask("flf2v", videos))))
+        both = _half(encode_conditions(encoders.codec, videos, "flf2v"))
         _same(both[:, :, :-1], i2v[:, :, :-1], "a latent of the FLF2V condition before the last", "the I2V condition's")
         for k, tensors in enumerate(result):
             tensors["cond_flf2v_last"] = both[k, :, -1:]
-    for task, name, boxes in (("lip_sync", "cond_lip", "mouth_boxes"), ("avatar_sync", "cond_avatar", "face_boxes")):
+    for task, name in (("lip_sync", "cond_lip"), ("avatar_sync", "cond_avatar")):
         if task in cfg.tasks:
             for k, (sample, tensors) in enumerate(zip(samples, result, strict=True)):
-                tensors[name] = _masked_latents(task, name, sample[boxes], videos[k : k + 1], encoders, boxes)
+                boxes = _boxes(sample[masks.BOXES[task]])
+                tensors[name] = _half(encode_conditions(encoders.codec, videos[k : k + 1], task, boxes))[0]
     return result
-
-
-def _mask(task: str, videos: Tensor) -> Tensor:
-    return masks.pixel_mask(task, *videos.shape[2:]).to(videos.device)
-
-
-def _masked_latents(
-    task: str, name: str, boxes: list[list[float] | None], video: Tensor, encoders: Encoders, kind: str
-) -> Tensor:
-    box = _boxes(boxes)
-    if not bool(torch.isfinite(box).all(1).any()):  # no face seen: everything is to be generated
-        return torch.zeros_like(_half(encoders.codec.encode(video))[0])
-    mask = masks.pixel_mask(task, *video.shape[2:], **{kind: box}).to(video.device)  # type: ignore[arg-type]
-    return _half(encoders.codec.encode(masked_video(video, mask)))[0]
 
 
 def _same(a: Tensor, b: Tensor, what: str, other: str) -> None:

@@ -18,7 +18,7 @@ from configs import folders
 from configs.errors import EchoForgeError
 from configs.runtime.shown import one_line
 from curation.media.clip_writer import write_video
-from model import conditions, masks
+from model import conditions, masks, pixels
 from model.codecs import load_codec
 from model.config import ModelConfig
 from pipeline import storage
@@ -100,8 +100,7 @@ def _find(dataset: str, sample_id: str) -> dict[str, Any]:
 
 
 def _decode(codec: Any, latents: torch.Tensor) -> np.ndarray:
-    video = codec.decode(latents[None])[0]
-    return ((video + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).cpu().numpy()
+    return pixels.to_bytes(codec.decode(latents[None])[0])
 
 
 def _with_boxes(frames: np.ndarray, tensors: dict[str, torch.Tensor]) -> np.ndarray:

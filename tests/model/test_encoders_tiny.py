@@ -11,8 +11,8 @@ import torch
 
 from configs import schema
 from configs.errors import EchoForgeError
+from model.audio_variants import AUDIO_VARIANTS
 from model.encoders import load_audio_encoder, load_image_encoder, load_text_encoder, pad_text
-from model.encoders.audio import network_audio
 
 MODEL = schema.load("tiny").model
 TEXT, IMAGE, AUDIO = (
@@ -77,13 +77,14 @@ def test_a_slice_is_the_same_rows_wherever_it_is_cut() -> None:
 
 def test_what_each_variant_hears() -> None:
     cut = AUDIO.slice(AUDIO.encode(tone(4.0)), 10, 33, 8)
-    rows, valid, frame0 = network_audio("whisper", cut.tokens, cut.frame0, cut.valid, 33, 2)
-    assert len(rows) == 98 and valid is not None and valid.all() and frame0 == 16
-    rows, valid, frame0 = network_audio("preview", cut.tokens, cut.frame0, cut.valid, 33, 2)
-    assert torch.equal(rows, cut.tokens[16:82]) and valid is None and frame0 == 0
-    layers = torch.randn(49, 12, 8)
-    rows, _, _ = network_audio("flash", layers, 8, (0, 49), 33, 1)
-    assert rows.shape == (33, 5, 12, 8) and torch.equal(rows[10, 2], layers[18])
+    given = cut.tokens[None], cut.mask[None], cut.frame0, 33, 2
+    rows, valid, frame0 = AUDIO_VARIANTS["whisper"].inputs(*given)
+    assert rows.shape[1] == 98 and valid is not None and valid.all() and frame0 == 16
+    rows, valid, frame0 = AUDIO_VARIANTS["preview"].inputs(*given)
+    assert torch.equal(rows[0], cut.tokens[16:82]) and valid is None and frame0 == 0
+    layers = torch.randn(1, 49, 12, 8)
+    rows, _, _ = AUDIO_VARIANTS["flash"].inputs(layers, torch.ones(1, 49, dtype=torch.bool), 8, 33, 1)
+    assert rows.shape == (1, 33, 5, 12, 8) and torch.equal(rows[0, 10, 2], layers[0, 18])
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 100), np.float32), np.zeros(0, np.float32)])

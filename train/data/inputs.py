@@ -16,13 +16,12 @@ from configs import dataset_files
 from configs.dataset_schema import PROMPTS_FILE
 from configs.errors import EchoForgeError
 from model import conditions, masks
-from model.audio_windows import neighbourhoods
+from model.audio_variants import AUDIO_VARIANTS, AudioInputs
+from model.config import Variant
 from train import rng
 from train.config import TasksConfig
 from train.data.batch import Batch
 from train.data.index import fetcher
-
-_BOX_TASKS = {"lip_sync": "mouth_boxes", "avatar_sync": "face_boxes"}
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def assemble(
     cfg: TasksConfig,
     *,
     text_len: int,
-    audio: bool,
+    variant: Variant,
     tasks: Sequence[str] | None = None,
     targets: Tensor | None = None,
 ) -> Inputs:
@@ -116,7 +115,7 @@ def assemble(
         keeps: per sample, what is kept.
         prompts: from :func:`read_prompts`; ``null`` replaces a dropped text.
         text_len: rows that the network takes at most; longer texts are cut.
-        audio: False for a network without an audio expert.
+        variant: audio path of the network; `base` takes no sound.
         tasks: per sample; default the batch's own.
         targets: latents to learn instead of the stored ones (negatives), [B,16,T,h,w].
 
@@ -130,7 +129,8 @@ def assemble(
         if mask4 is None:
             weight[k] = 0.0
     mask = torch.stack([torch.zeros_like(real[0, :4]) if m is None else m for _, m in built])
-    sound, valid, frame0 = _audio(batch, keeps) if audio and "audio" in batch else (None, None, 0)
+    heard = variant != "base" and "audio" in batch
+    sound, valid, frame0 = _audio(batch, keeps, variant) if heard else (None, None, 0)
     return Inputs(
         latents=real if targets is None else targets.float(),
         real=real,
@@ -152,7 +152,7 @@ def assemble(
 def _condition(batch: Batch, k: int, task: str, latents: Tensor) -> tuple[Tensor, Tensor | None]:
     """(cond [20, T, h, w], latent mask [4, T, h, w] or None where the sample cannot serve the task)."""
     boxes: dict[str, Any] = {}
-    if name := _BOX_TASKS.get(task):
+    if name := masks.BOXES.get(task):
         boxes = {name: batch[name][k]}
         if not torch.isfinite(boxes[name]).all(-1).any():
             return latents.new_zeros(latents.shape[0] + 4, *latents.shape[1:]), None
@@ -187,21 +187,13 @@ def _image(batch: Batch, keeps: Sequence[Keep], tasks: Sequence[str]) -> Tensor:
     return batch["image"].float() * kept[:, None, None]
 
 
-def _audio(batch: Batch, keeps: Sequence[Keep]) -> tuple[Tensor, Tensor | None, int]:
-    """Whisper-like grids keep their context; the released variants see the clip alone. A dropped sound is all zeros."""
+def _audio(batch: Batch, keeps: Sequence[Keep], variant: Variant) -> AudioInputs:
+    """A dropped sound is all zeros."""
     kept = torch.tensor([keep.audio for keep in keeps])
     sound = batch["audio"].float()
     sound = sound * kept.view(-1, *[1] * (sound.dim() - 1))
     rate = round(batch.tokens_per_frame)
-    clip = sound[:, batch.audio_frame0 : batch.audio_frame0 + batch.frames * rate]
-    if sound.dim() == 4:  # [B, N, layers, A]: flash
-        return torch.stack([neighbourhoods(one) for one in clip]), None, 0
-    if sound.shape[-1] == _WAV2VEC2_DIM:  # preview
-        return clip, None, 0
-    return sound, batch["audio_valid"], batch.audio_frame0
-
-
-_WAV2VEC2_DIM = 768  # wav2vec2-base; Whisper-tiny has 384
+    return AUDIO_VARIANTS[variant].inputs(sound, batch["audio_valid"], batch.audio_frame0, batch.frames, rate)
 
 
 def _face_mask(batch: Batch) -> Tensor:

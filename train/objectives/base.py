@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model import flow, phda
-from model.config import PhDAConfig
+from model.config import PhDAConfig, Variant
 from train import rng
 from train.config import TrainConfig
 from train.data.inputs import Inputs
@@ -48,7 +48,7 @@ class Context:
     device: torch.device
     prompts: Mapping[str, Tensor]
     text_len: int
-    audio: bool  # the network has an audio expert
+    variant: Variant  # audio path of the network
     global_batch: int
     tally: Tally
 

@@ -205,7 +205,7 @@ def negative_inputs(context: Context, source: Loader, negatives: dict[str, store
         context.prompts,
         context.cfg.tasks,
         text_len=context.text_len,
-        audio=context.audio,
+        variant=context.variant,
         tasks=[n.task for n in chosen],
         targets=torch.stack([store.latents(n, batch["latents"][k].shape) for k, n in enumerate(chosen)]),
     )

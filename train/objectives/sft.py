@@ -56,7 +56,7 @@ class SFT:
             self.context.prompts,
             self.context.cfg.tasks,
             text_len=self.context.text_len,
-            audio=self.context.audio,
+            variant=self.context.variant,
         )
 
     def losses(self, step: int, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
