@@ -9,7 +9,8 @@ import numpy as np
 from configs.errors import EchoForgeError
 from curation.media.clip_reader import read_clip
 from curation.media.clock import scaled
-from curation.media.container import VideoFile, named
+from curation.media.container import named
+from curation.media.video_file import VideoFile
 from evaluation.metrics import Video
 
 MAX_FRAMES = 25 * 60

@@ -22,8 +22,9 @@ from curation.faces import load_detector
 from curation.media.audio import SoundReader
 from curation.media.clip_reader import read_clip
 from curation.media.clip_writer import write_video
-from curation.media.container import VideoFile, named
+from curation.media.container import named
 from curation.media.stills import read_picture
+from curation.media.video_file import VideoFile
 from curation.schema import FPS, SAMPLES_PER_FRAME
 from model import conditions, masks, pixels
 from model.audio_variants import AUDIO_VARIANTS

@@ -27,7 +27,9 @@ from curation.config import CurationConfig
 from curation.faces import Face, FaceTracker, NearFaces, TrackBox
 from curation.media.audio import SoundReader
 from curation.media.clock import FramePass, Tick, every, open_video, picture, scaled
-from curation.media.container import Frame, MediaError, MediaInfo
+from curation.media.container import MediaError
+from curation.media.frames import Frame
+from curation.media.video_file import MediaInfo
 from curation.operators.base import ClipContext, FrameNeed, FrameOperator, Span
 from curation.operators.captions import captions, facts, written
 from curation.schema import FPS

@@ -11,7 +11,9 @@ import numpy as np
 
 from curation.media.audio import SoundReader
 from curation.media.clock import Tick, on_clock
-from curation.media.container import Display, MediaError, VideoFile
+from curation.media.container import MediaError
+from curation.media.frames import Display
+from curation.media.video_file import VideoFile
 from curation.schema import FPS
 
 _MAX_GAP_S = 3600.0

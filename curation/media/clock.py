@@ -14,8 +14,10 @@ import numpy as np
 
 from configs.runtime import stopping
 from curation.config import VideoConfig
-from curation.media.container import Frame, MediaError, VideoFile
+from curation.media.container import MediaError
 from curation.media.decord_reader import DecordFile
+from curation.media.frames import Frame
+from curation.media.video_file import VideoFile
 from curation.operators.base import FrameNeed, Picture
 from curation.schema import FPS
 

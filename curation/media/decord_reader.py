@@ -1,7 +1,7 @@
 """Reading through decord, on request (``video.backend: decord``).
 
 decord decodes ahead without bound (dmlc/decord#208: 6.7 GB on a 150 s file), so it suits short files; PyAV is the
-default. Probing and identity stay with `container.py`.
+default. Probing and identity stay with `video_file.py`.
 
 decord cannot be told to leave playlists alone, which name other files and addresses. So it is shown only containers
 whose first bytes no playlist has.
@@ -15,13 +15,15 @@ from typing import Any, Self
 import cv2
 
 from curation import packages
-from curation.media.container import ArrayFrame, Frame, MediaError, VideoFile
+from curation.media.container import MediaError
+from curation.media.frames import ArrayFrame, Frame
+from curation.media.video_file import VideoFile
 
 _CONTAINERS = ("mov", "matroska", "avi", "flv")  # as `MediaInfo.container` names them
 
 
 class DecordFile:
-    """A video through decord, with the interface of :class:`curation.media.container.VideoFile`. Local files only.
+    """A video through decord, with the interface of :class:`curation.media.video_file.VideoFile`. Local files only.
 
     Raises:
         MediaError: not a video, or decord cannot read it.

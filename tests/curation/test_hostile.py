@@ -21,11 +21,12 @@ from curation import puppets, schema, sidecars, sources
 from curation.analysis import registry
 from curation.analysis.registry import Backends
 from curation.analysis.video import analyse_video
-from curation.media import container
+from curation.media import video_file
 from curation.media.audio import SoundReader
 from curation.media.clock import open_video
-from curation.media.container import MediaError, VideoFile
+from curation.media.container import MediaError
 from curation.media.decord_reader import DecordFile
+from curation.media.video_file import VideoFile
 from curation.operators.captions import Beside
 
 CFG = load("tiny", ["sync.required=false"]).curation
@@ -226,7 +227,7 @@ def test_a_picture_that_only_claims_to_be_huge_is_refused(side: int, sentence: s
 def test_a_picture_that_grows_beyond_the_limit_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "v.mkv", 640, 480)
     monkeypatch.setattr(VideoFile, "_check_pixels", lambda *_: None)  # as if the header had said less
-    monkeypatch.setattr(container, "_MOST_PIXELS", 640 * 480 - 1)
+    monkeypatch.setattr(video_file, "_MOST_PIXELS", 640 * 480 - 1)
     with pytest.raises(MediaError, match="no frame"), VideoFile(str(tmp_path / "v.mkv")):
         pass
 

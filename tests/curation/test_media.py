@@ -14,12 +14,14 @@ from configs.schema import load
 from curation import schema
 from curation.analysis import registry
 from curation.analysis.video import analyse_video
-from curation.media import container
+from curation.media import video_file
 from curation.media.audio import SoundReader
 from curation.media.clip_reader import read_clip, read_still
 from curation.media.clip_writer import write_video
 from curation.media.clock import FramePass, open_video
-from curation.media.container import Frame, MediaError, VideoFile
+from curation.media.container import MediaError
+from curation.media.frames import Frame
+from curation.media.video_file import VideoFile
 from curation.operators.base import Picture
 from curation.operators.quality import DetailOperator
 from curation.puppets import sample
@@ -234,7 +236,7 @@ def test_a_late_span_is_sought_and_its_rows_are_the_same(tmp_path: Path, monkeyp
     found = []
     for seek_from in (10.0, 1e9):
         decoded.clear()
-        monkeypatch.setattr(container, "_SEEK_FROM_S", seek_from)
+        monkeypatch.setattr(video_file, "_SEEK_FROM_S", seek_from)
         row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(44.0, 56.0)])
         found.append(schema.table(clips, schema.CLIPS).to_pylist())
         assert "error" not in row and row["duration_s"] == 60 and min(decoded) == (0 if seek_from > 1e6 else 750)
