@@ -30,7 +30,8 @@ from curation.analysis.video import analyse_video, error_row
 from curation.config import CurationConfig
 from curation.operators.captions import Beside
 from curation.schema import CLIPS, VIDEOS
-from curation.sources import Source, expand
+from curation.sources.listing import expand
+from curation.sources.source import Source
 from pipeline import storage
 from pipeline.catalog import generation, relocate, reuse, tables
 from pipeline.catalog.redecide import carried

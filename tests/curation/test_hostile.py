@@ -17,7 +17,7 @@ import pytest
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation import puppets, schema, sidecars, sources
+from curation import puppets, schema, sidecars
 from curation.analysis import registry
 from curation.analysis.registry import Backends
 from curation.analysis.video import analyse_video
@@ -28,6 +28,7 @@ from curation.media.container import MediaError
 from curation.media.decord_reader import DecordFile
 from curation.media.video_file import VideoFile
 from curation.operators.captions import Beside
+from curation.sources import listing
 
 CFG = load("tiny", ["sync.required=false"]).curation
 
@@ -78,7 +79,7 @@ CASES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 def test_what_cannot_be_used_is_a_row_with_a_sentence(case: str, tmp_path: Path, good: Path, loaded: Backends) -> None:
     make, sentence = CASES[case]
     make(tmp_path / "v.mp4", good)
-    (source,) = sources.expand([str(tmp_path)], CFG)
+    (source,) = listing.expand([str(tmp_path)], CFG)
     row, clips = analyse_video(source.uri, CFG, backends=loaded)
     assert clips == [] and row["verdict"] == "error"
     assert re.search(sentence, row["error"])
@@ -87,7 +88,7 @@ def test_what_cannot_be_used_is_a_row_with_a_sentence(case: str, tmp_path: Path,
 
 def test_a_name_that_is_no_text_is_a_row_too(tmp_path: Path, good: Path, loaded: Backends) -> None:
     shutil.copy(good, os.fsencode(tmp_path) + b"/latin1_\xe9.mp4")
-    (source,) = sources.expand([str(tmp_path)], CFG)
+    (source,) = listing.expand([str(tmp_path)], CFG)
     row, _ = analyse_video(source.uri, CFG, backends=loaded)
     assert "not valid UTF-8; rename" in row["error"]
     schema.table([row], schema.VIDEOS)
@@ -99,12 +100,12 @@ def test_links_to_folders_are_followed_once_and_a_locked_folder_is_named(tmp_pat
     shutil.copy(good, tmp_path / "there" / "v.mp4")
     (tmp_path / "here" / "linked").symlink_to(tmp_path / "there")
     (tmp_path / "here" / "back").symlink_to(tmp_path / "here")
-    assert len(sources.expand([str(tmp_path / "here")], CFG)) == 1
+    assert len(listing.expand([str(tmp_path / "here")], CFG)) == 1
     if os.geteuid():
         (tmp_path / "there").chmod(0o000)
         try:
             with pytest.raises(EchoForgeError, match="cannot be listed"):
-                sources.expand([str(tmp_path / "here")], CFG)
+                listing.expand([str(tmp_path / "here")], CFG)
         finally:
             (tmp_path / "there").chmod(0o755)
 
@@ -150,7 +151,7 @@ def test_what_lies_beside_a_video_is_bounded(
     make, sentence = BESIDE[case]
     shutil.copy(good, tmp_path / "v.mp4")
     make(tmp_path)
-    (source,) = (s for s in sources.expand([str(tmp_path)], CFG) if s.uri.endswith(".mp4"))
+    (source,) = (s for s in listing.expand([str(tmp_path)], CFG) if s.uri.endswith(".mp4"))
     Beside(CFG.captions).tag(source.uri, source.root)  # planning looks, and leaves the sentence to the analysis
     row, clips = analyse_video(source.uri, CFG, backends=loaded, root=source.root)
     assert clips == [] and row["error_stage"] == "captions"
@@ -176,7 +177,7 @@ def test_links_are_followed_inside_the_folder_and_outside_on_request(
     ):
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-        (source,) = (s for s in sources.expand([str(folder)], cfg) if s.uri.endswith(".mp4"))
+        (source,) = (s for s in listing.expand([str(folder)], cfg) if s.uri.endswith(".mp4"))
         tags.add(Beside(cfg.captions, cfg.sources.follow_links).tag(source.uri, source.root))
         row, clips = analyse_video(source.uri, cfg, backends=loaded, root=source.root)
         assert [c["text"] for c in clips[0]["captions"]] == [said] if said else "link out" in row["error"]

@@ -10,7 +10,7 @@ import pytest
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation import schema, sources
+from curation import schema
 from curation.decision import duplicates
 from curation.operators import captions
 from curation.operators.base import ClipContext, Picture, Span
@@ -21,6 +21,7 @@ from curation.operators.text import crop
 from curation.operators.text.operator import TextOperator
 from curation.operators.text.recogniser import Recogniser
 from curation.puppets import sample
+from curation.sources import listing
 
 CFG = load("tiny", []).curation
 RNG = np.random.default_rng(0)
@@ -202,12 +203,12 @@ def test_sources_of_every_kind(tmp_path: Path) -> None:
     odd = ["a b.mp4", "-x.mp4", "$(rm).mp4", "q'\".mp4", "new\nline.mkv", "видео.webm"]
     for name in [*odd, "a b.txt"]:
         (tmp_path / name).write_bytes(b"x")
-    assert {Path(s.uri).name for s in sources.expand([str(tmp_path)], CFG)} == set(odd)
+    assert {Path(s.uri).name for s in listing.expand([str(tmp_path)], CFG)} == set(odd)
     (tmp_path / "m.csv").write_text("path,start,end,caption\nv.mp4,1,2,hi\nv.mp4,5,9,\n")
-    (found,) = sources.expand([str(tmp_path / "m.csv")], CFG)
+    (found,) = listing.expand([str(tmp_path / "m.csv")], CFG)
     assert found.spans == ((1.0, 2.0), (5.0, 9.0)) and found.caption == "hi"
     with pytest.raises(EchoForgeError, match="does not exist"):
-        sources.expand([str(tmp_path / "nothing")], CFG)
+        listing.expand([str(tmp_path / "nothing")], CFG)
 
 
 def test_hdtf_annotations(tmp_path: Path) -> None:
@@ -215,7 +216,7 @@ def test_hdtf_annotations(tmp_path: Path) -> None:
     (tmp_path / "RD_annotion_time.txt").write_text("Radio1.mp4 0:05-0:35 1:10-1:40\n")
     (tmp_path / "RD_crop_wh.txt").write_text("Radio1_0.mp4 10 300 20 310\n")
     (tmp_path / "RD_resolution.txt").write_text("Radio1.mp4 720\n")
-    (found,) = sources.expand([str(tmp_path)], CFG)
+    (found,) = listing.expand([str(tmp_path)], CFG)
     assert found.spans == ((5.0, 35.0), (70.0, 100.0)) and found.region == (10, 20, 300, 310, 720)
 
 

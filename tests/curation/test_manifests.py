@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation import sources
 from curation.operators.captions import CAPTION_BYTES
-from curation.sources import SPANS, URI_BYTES, Source
+from curation.sources import listing
+from curation.sources.manifest import SPANS, URI_BYTES
+from curation.sources.source import Source
 
 CFG = load("tiny").curation
 AGAIN = settings(
@@ -35,7 +36,7 @@ KEYS = ("path", "start", "end", "caption", "speaker", "licence", "source")
 
 
 def expanded(path: Path) -> list[Source]:
-    return sources.expand([str(path)], CFG)
+    return listing.expand([str(path)], CFG)
 
 
 def check(found: list[Source]) -> None:
@@ -142,8 +143,8 @@ def test_a_hostile_annotation_names_no_file_outside(tmp_path: Path) -> None:
     (tmp_path / "out.mp4").write_bytes(b"x")
     (folder / "RD_video_url.txt").write_text("")
     (folder / "RD_annotion_time.txt").write_text("../out.mp4 0:01-0:02\n/etc/passwd 0:01-0:02\n**/* 0:01-0:02\n")
-    for item in sources.expand([str(folder)], CFG):
+    for item in listing.expand([str(folder)], CFG):
         assert Path(item.uri).parent == folder
     (folder / "RD_crop_wh.txt").write_text("a_0.mp4 nan 1 inf 2\n")
     with pytest.raises(EchoForgeError, match="is no crop"):
-        sources.expand([str(folder)], CFG)
+        listing.expand([str(folder)], CFG)

@@ -243,7 +243,7 @@ def test_tables_that_an_older_version_left_half_renamed_are_not_read_and_finishe
 def test_relative_names_of_earlier_catalogs_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as before:  # as it was stored then
-        before.setattr("curation.sources.absolute", lambda name: name)
+        before.setattr("curation.sources.listing.absolute", lambda name: name)
         assert len(run("old", "older", out="catalog")) == 4 and uris("catalog")[0] == "old/a.mp4"
     monkeypatch.chdir(tmp_path / "work")
     where = relocate.found(uris(), "../catalog")
@@ -266,7 +266,8 @@ def test_names_with_dots_of_earlier_catalogs_are_found_again(
     before = tmp_path / "lists" if folder else Path("lists")
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as then:
-        then.setattr("curation.sources.absolute", lambda name: name)
+        for module in ("listing", "manifest"):
+            then.setattr(f"curation.sources.{module}.absolute", lambda name: name)
         assert len(run(str(before / "talks.lst"), out="catalog")) == 2
         assert uris("catalog")[0] == f"{before}/../old/a.mp4"
     shutil.copytree("catalog", "another")
@@ -284,7 +285,7 @@ def test_relative_names_are_replaced_where_the_files_changed_since(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as before:
-        before.setattr("curation.sources.absolute", lambda name: name)
+        before.setattr("curation.sources.listing.absolute", lambda name: name)
         run("old", "older", out="catalog")
     monkeypatch.chdir(tmp_path / "work")
     os.utime(tmp_path / "old" / "a.mp4", ns=(1, 1))

@@ -80,7 +80,7 @@ PLANNING = """
 import resource, sys
 from configs import schema
 from curation.operators.captions import Beside
-from curation.sources import expand
+from curation.sources.listing import expand
 from pipeline.catalog.curate import plan
 config = schema.load("tiny")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
