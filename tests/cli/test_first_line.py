@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 import cli
+from workflows.commands.output import LongCommand
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = {
@@ -90,7 +91,7 @@ def test_every_command_is_either_long_or_short() -> None:
     """A new command must choose."""
     assert set(_commands(typer.main.get_command(cli.app))) == LONG.keys() | SHORT
     for name, command in _commands(typer.main.get_command(cli.app)).items():
-        assert isinstance(command, cli.LongCommand) == (name in LONG), name
+        assert isinstance(command, LongCommand) == (name in LONG), name
 
 
 def _commands(group: object, before: str = "") -> dict[str, object]:

@@ -35,6 +35,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from configs.errors import EchoForgeError
+from configs.runtime import stopping
 from configs.runtime.shown import one_line
 
 # Our own limits. A request of the page is a few hundred bytes and takes milliseconds on this machine; seconds are for
@@ -113,6 +114,10 @@ class Server(ThreadingHTTPServer):
         """Without the look-up of the machine's name, which asks name servers."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def service_actions(self) -> None:
+        """Asked twice a second: raises `stopping.Stopped` once a stop was requested."""
+        stopping.check()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread of its own; where there are too many, the oldest connection is ended."""
