@@ -122,7 +122,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def _videos(world: World, count: int) -> list[str]:
     rows = puppets.make(world.work / "videos", count, 11, schema.load("tiny", []).curation.puppets, False)
-    return [f"videos/{row['file']}" for row in rows]
+    return [f"videos/{row.file}" for row in rows]
 
 
 def _checked(found: list[str]) -> None:

@@ -5,7 +5,19 @@ It stands in for real video where none may be used: everything the toolkit does 
 
 from __future__ import annotations
 
-from curation.puppets.corpus import MANIFEST, Plan, Puppet, make, make_one, plan, read_manifest, sample
+from curation.puppets.corpus import MANIFEST, Plan, Puppet, PuppetFile, make, make_one, plan, read_manifest, sample
 from curation.puppets.faults import FAULTS, Fault
 
-__all__ = ["FAULTS", "MANIFEST", "Fault", "Plan", "Puppet", "make", "make_one", "plan", "read_manifest", "sample"]
+__all__ = [
+    "FAULTS",
+    "MANIFEST",
+    "Fault",
+    "Plan",
+    "Puppet",
+    "PuppetFile",
+    "make",
+    "make_one",
+    "plan",
+    "read_manifest",
+    "sample",
+]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +43,28 @@ MANIFEST = pa.schema(
     ]
 )
 NAME = "manifest.parquet"
+
+
+@dataclass(frozen=True, eq=False)
+class PuppetFile:
+    """A row of the manifest (schema :data:`MANIFEST`): a video file, and what is true of it."""
+
+    name: str
+    file: str
+    fault: str | None
+    expected_verdict: str
+    expected_reasons: Sequence[str]
+    speaker: str
+    index: int
+    frames: int
+    size: int
+    audio_shift_ms: int
+    duplicate_of: str | None
+    caption: str
+    identity: str  # JSON
+    mouth_px: np.ndarray  # float32 [F]
+    face_boxes: np.ndarray  # float32 [F, 4]
+    mouth_boxes: np.ndarray  # float32 [F, 4]
 
 
 @dataclass(frozen=True)
@@ -175,8 +196,8 @@ def plan(n: int, seed: int, cfg: PuppetsConfig, faults: bool | Iterable[str] = T
     ]
 
 
-def make_one(out_dir: str | Path, spot: Plan, seed: int, cfg: PuppetsConfig) -> dict[str, Any]:
-    """Write one video with its sidecars (``.txt``: the caption; ``.json``: all captions, speaker); its manifest row."""
+def make_one(out_dir: str | Path, spot: Plan, seed: int, cfg: PuppetsConfig) -> PuppetFile:
+    """Write one video with its sidecars (``.txt``: the caption; ``.json``: all captions, speaker); what is true of it."""
     out = Path(out_dir)
     path = out / f"{spot.name}.mp4"
     fault = spot.fault
@@ -196,34 +217,34 @@ def make_one(out_dir: str | Path, spot: Plan, seed: int, cfg: PuppetsConfig) -> 
     told = [{"text": text, "kind": kind} for kind, text in kinds]
     side = {"captions": told, "speaker": speaker, "licence": "CC0-1.0", "source": "puppets"}
     _replace(path.with_suffix(".json"), (json.dumps(side, indent=1) + "\n").encode())
-    return _row(spot, path.name, puppet, short, speaker)
+    return _described(spot, path.name, puppet, short, speaker)
 
 
-def _row(spot: Plan, file: str, puppet: Puppet, caption: str, speaker: str) -> dict[str, Any]:
+def _described(spot: Plan, file: str, puppet: Puppet, caption: str, speaker: str) -> PuppetFile:
     fault = bad.FAULTS[spot.fault] if spot.fault else bad.Fault("", "keep", ())
-    return {
-        "name": spot.name,
-        "file": file,
-        "fault": spot.fault,
-        "expected_verdict": fault.verdict,
-        "expected_reasons": list(fault.reasons),
-        "speaker": speaker,
-        "index": spot.index,
-        "frames": len(puppet.frames),
-        "size": puppet.frames.shape[1],
-        "audio_shift_ms": puppet.audio_shift_ms,
-        "duplicate_of": f"puppet-{spot.source:04d}" if spot.source != spot.index else None,
-        "caption": caption,
-        "identity": json.dumps(puppet.identity.as_dict()),
-        "mouth_px": puppet.truth.mouth_px.tolist(),
-        "face_boxes": puppet.truth.face_boxes.tolist(),
-        "mouth_boxes": puppet.truth.mouth_boxes.tolist(),
-    }
+    return PuppetFile(
+        name=spot.name,
+        file=file,
+        fault=spot.fault,
+        expected_verdict=fault.verdict,
+        expected_reasons=tuple(fault.reasons),
+        speaker=speaker,
+        index=spot.index,
+        frames=len(puppet.frames),
+        size=puppet.frames.shape[1],
+        audio_shift_ms=puppet.audio_shift_ms,
+        duplicate_of=f"puppet-{spot.source:04d}" if spot.source != spot.index else None,
+        caption=caption,
+        identity=json.dumps(puppet.identity.as_dict()),
+        mouth_px=puppet.truth.mouth_px,
+        face_boxes=puppet.truth.face_boxes,
+        mouth_boxes=puppet.truth.mouth_boxes,
+    )
 
 
 def make(
     out_dir: str | Path, n: int, seed: int, cfg: PuppetsConfig, faults: bool | Iterable[str] = True
-) -> list[dict[str, Any]]:
+) -> list[PuppetFile]:
     """Write ``n`` talking-puppet videos with sidecars into ``out_dir``, and ``manifest.parquet`` with the truth.
 
     Returns:
@@ -239,16 +260,16 @@ def make(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EchoForgeError(f"the folder {out} cannot be made: {error}.") from error
-    rows = []
+    files = []
     for spot in plan(n, seed, cfg, faults):
         stopping.check()
-        rows.append(make_one(out, spot, seed, cfg))
+        files.append(make_one(out, spot, seed, cfg))
     with disk.replacing(out / NAME) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), part)
-    return rows
+        pq.write_table(_table(files), part)
+    return files
 
 
-def read_manifest(out_dir: str | Path) -> list[dict[str, Any]]:
+def read_manifest(out_dir: str | Path) -> list[PuppetFile]:
     """The rows that :func:`make` wrote.
 
     Raises:
@@ -257,7 +278,18 @@ def read_manifest(out_dir: str | Path) -> list[dict[str, Any]]:
     path = Path(out_dir) / NAME
     if not path.is_file():
         raise EchoForgeError(f"{out_dir} holds no {NAME}: it was not made by the puppet generator.")
-    return pq.read_table(path).to_pylist()
+    tracks = ("mouth_px", "face_boxes", "mouth_boxes")
+    return [
+        PuppetFile(**(row | {name: np.asarray(row[name], np.float32) for name in tracks}))
+        for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def _table(files: Iterable[PuppetFile]) -> pa.Table:
+    """Schema :data:`MANIFEST`."""
+    rows = [vars(file) for file in files]
+    plain = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
+    return pa.Table.from_pylist(plain, schema=MANIFEST)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -27,8 +27,8 @@ def test_a_puppet_is_a_pure_function_of_seed_and_index(cfg: PuppetsConfig, tmp_p
     rows = make(tmp_path / "a", 6, 3, cfg)
     spots = plan(6, 3, cfg)
     make_one(tmp_path, spots[4], 3, cfg)  # alone, elsewhere, out of order; the same bytes on the same machine
-    assert (tmp_path / "a" / rows[4]["file"]).read_bytes() == (tmp_path / rows[4]["file"]).read_bytes()
-    assert read_manifest(tmp_path / "a")[4]["frames"] == rows[4]["frames"]
+    assert (tmp_path / "a" / rows[4].file).read_bytes() == (tmp_path / rows[4].file).read_bytes()
+    assert read_manifest(tmp_path / "a")[4].frames == rows[4].frames
     assert not np.array_equal(sample(3, 0, cfg, frames=4).frames, sample(4, 0, cfg, frames=4).frames)
 
 
@@ -88,5 +88,5 @@ def test_spoiled_files_and_still_pictures(cfg: PuppetsConfig, tmp_path: Path) ->
     assert (frozen[30:] == frozen[30]).all()
     assert (frozen[0] != frozen[15]).any()
     rows = make(tmp_path, 3, 0, cfg, faults=["damaged"])
-    assert [r["expected_verdict"] for r in rows].count("reject") == 1
-    assert (tmp_path / next(r["file"] for r in rows if r["fault"])).read_bytes()[4:8] != b"ftyp"
+    assert [r.expected_verdict for r in rows].count("reject") == 1
+    assert (tmp_path / next(r.file for r in rows if r.fault)).read_bytes()[4:8] != b"ftyp"

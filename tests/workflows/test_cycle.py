@@ -62,11 +62,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, config: Config) -> Path:
 
 
 def test_curation_gives_every_file_a_verdict_and_reasons(world: Path, config: Config) -> None:
-    truth = {row["file"]: row for row in puppets.read_manifest(world / "videos")}
+    truth = {row.file: row for row in puppets.read_manifest(world / "videos")}
     rows = {Path(r["source_uri"]).name: r for r in pq.read_table(world / "catalog" / "videos").to_pylist()}
     assert set(rows) == set(truth)
     for name, row in rows.items():
-        if truth[name]["fault"]:
+        if truth[name].fault:
             assert row["verdict"] in ("reject", "error") and row["reasons"], name
     assert sum(r["verdict"] == "keep" for r in rows.values()) >= 5
     assert (world / "catalog" / "report.html").is_file()

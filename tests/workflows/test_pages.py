@@ -213,7 +213,7 @@ def test_report_and_demo_show_hostile_text(browser: Any, tmp_path: Path) -> None
         demo_page.DemoPage(
             title=text, statement=text, checks=[demo_page.Check(text, text, text, True)], funnel=[(text, 1, 1.0)],
             sources=[demo_page.Source(text, picture, text, text, [text])], curves=[demo_page.Curve(f"$x_ {text}", [1, 2], [1.0, 2.0])],
-            stages=[(f"$ \\frac {text} $", 1)], negatives=[{"strip": picture, "flags": [text], "verdict": text}],
+            stages=[(f"$ \\frac {text} $", 1)], negatives=[demo_page.Negative(picture, [text], text)],
             generated=[demo_page.Generated(text, "good.mp4", f"javascript:{RUN}", picture, picture, [text])],
             timings=[(text, 1.0)], facts={text: text, "negatives": text},
         ),

@@ -21,7 +21,7 @@ from configs.errors import EchoForgeError
 from curation.review import page, tables
 from train.data import negatives
 from workflows.cycle import _reviewed
-from workflows.demo.run import _negative_rows
+from workflows.demo.content import negatives_of
 
 FRAMES = 33
 LATENT_FRAMES = 9
@@ -97,8 +97,7 @@ def as_trainer(folder: Path, *, accept_flags: bool) -> dict[str, tuple[str, revi
 
 
 def as_demo(folder: Path) -> list[str]:
-    stage = type("S", (), {"name": "stage"})()
-    return [row["verdict"] for row in _negative_rows(folder.parents[1], [stage])]
+    return [sample.verdict for sample in negatives_of(folder.parents[1], ["stage"])]
 
 
 def read(folder: Path, *, accept_flags: bool) -> dict[str, reviews.Judgement]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -51,6 +50,15 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Negative:
+    """A sample that was gathered from the intermediate checkpoint."""
+
+    strip: str  # data: URI
+    flags: Sequence[str]
+    verdict: str  # what NDPO takes it for
+
+
+@dataclass(frozen=True)
 class Curve:
     """One line of a plot."""
 
@@ -70,7 +78,7 @@ class DemoPage:
     sources: Sequence[Source]
     curves: Sequence[Curve]
     stages: Sequence[tuple[str, int]]  # name, first step
-    negatives: Sequence[dict[str, Any]]  # strip (data: URI), flags, scores, verdict
+    negatives: Sequence[Negative]
     generated: Sequence[Generated]
     timings: Sequence[tuple[str, float]]  # what, seconds
     facts: dict[str, str] = field(default_factory=dict)
@@ -136,7 +144,12 @@ def jpeg_uri(image: np.ndarray) -> str:
     """uint8 [H, W, 3] → a data: URI."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=88)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_data_uri(buffer.getvalue())
+
+
+def jpeg_data_uri(data: bytes) -> str:
+    """The bytes of a JPEG file → a data: URI."""
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:
