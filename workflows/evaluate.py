@@ -16,7 +16,7 @@ from evaluation.table import FORMATS, evaluate
 def evaluate_files(
     files: Sequence[Path], reference: Path | None, config: MetricsConfig, out: Path | None = None
 ) -> pd.DataFrame:
-    """The table of `evaluation.table.evaluate`, by the names of the files.
+    """The table that `evaluation/table.py` makes, by the names of the files.
 
     Args:
         reference: what all of them are compared with.
