@@ -13,6 +13,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from evaluation import temporal
+
+VERSION = 1
+"""Raise it when a measure gives another number for the same video: what was gathered before is then gathered again."""
+
 MEASURES: dict[str, str] = {
     "colour_shift": "colour_shift",
     "flicker": "flicker",
@@ -48,30 +53,28 @@ def measure(
         sync_confidence: a sync backend's confidence that the mouth follows the sound, when there is one.
 
     Returns:
-        colour_shift: CIELAB distance between the mean colours of the first and last quarter second.
-        flicker: mean absolute second difference in time of the luma (0..255).
+        colour_shift: colour drift as `evaluation/temporal.py` has it.
+        flicker: flicker as there.
         blur: 1 − (gradient energy of the second half) / (that of the reference), in the face box if given.
         identity: mean CIELAB distance between face and reference face at 8×8 pixels.
         background: mean absolute luma change outside the widened face box, last quarter second to reference.
         lip_sync: minus the confidence.
     """
-    lab = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2LAB) for f in frames]).astype(np.float32)
-    luma = lab[..., 0]
-    edge = max(1, min(len(frames) // 4, 6))  # about a quarter second at 25 fps
-    ends = [_lab_mean(lab[:edge]), _lab_mean(lab[-edge:])]
-    scores = {"colour_shift": float(np.linalg.norm(ends[0] - ends[1]))}
+    luma = temporal.lightness(frames)
+    scores = {"colour_shift": temporal.colour_drift(frames)}
     if len(frames) > 2:
-        scores["flicker"] = float(np.abs(luma[2:] - 2 * luma[1:-1] + luma[:-2]).mean())
+        scores["flicker"] = temporal.flicker(luma)
     box = _median_box(face_boxes, frames.shape[1:3])
-    reference_lab = cv2.cvtColor(reference, cv2.COLOR_RGB2LAB).astype(np.float32)
+    reference_lab = temporal.lab(reference)
     half = luma[len(luma) // 2 :]
     energy = np.mean([_gradient_energy(_cut(f, box)) for f in half])
     scores["blur"] = float(1.0 - energy / max(_gradient_energy(_cut(reference_lab[..., 0], box)), 1e-6))
     if box is not None:
-        scores["identity"] = _small_distance(_cut(lab[-1], box), _cut(reference_lab, box))
+        scores["identity"] = _small_distance(_cut(temporal.lab(frames[-1]), box), _cut(reference_lab, box))
         outside = _outside(box, frames.shape[1:3])
         if outside.any():
-            scores["background"] = float(np.abs(luma[-edge:].mean(0) - reference_lab[..., 0])[outside].mean())
+            end = luma[-temporal.ends(len(frames)) :]
+            scores["background"] = float(np.abs(end.mean(0) - reference_lab[..., 0])[outside].mean())
     if sync_confidence is not None:
         scores["lip_sync"] = -float(sync_confidence)
     return scores
@@ -106,11 +109,6 @@ def flag(
             reason = f"{name} {scores[name]:.3g} > {limit:.3g} (real clips: median {np.median(values):.3g})"
             flags.append(Flag(MEASURES[name], share, reason))
     return sorted(flags, key=lambda f: -f.severity)
-
-
-def _lab_mean(lab: np.ndarray) -> np.ndarray:
-    mean = lab.reshape(-1, 3).mean(0)
-    return np.asarray([mean[0] * 100 / 255, mean[1] - 128, mean[2] - 128])  # OpenCV's 8-bit Lab → CIELAB units
 
 
 def _gradient_energy(gray: np.ndarray) -> float:

@@ -11,6 +11,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from evaluation import temporal
+
+VERSION = 2
+"""Raise it when a metric gives another number for the same video. 2: colour drift and flicker are those of samples."""
+
 
 class NotMeasured(Exception):
     """Why a metric has no value here."""
@@ -48,19 +53,15 @@ def ssim(video: Video, reference: Video | None) -> float:
 
 
 def colour_drift(video: Video, reference: Video | None = None) -> float:
-    """CIELAB distance between the mean colours of the first and the last second (or half, when shorter)."""
-    frames = video.frames
-    part = max(1, min(25, len(frames) // 2))
-    first, last = (_lab_mean(chunk) for chunk in (frames[:part], frames[-part:]))
-    return float(np.linalg.norm(first - last))
+    """CIELAB distance between the video's beginning and its end (`evaluation/temporal.py`)."""
+    return temporal.colour_drift(video.frames)
 
 
 def flicker(video: Video, reference: Video | None = None) -> float:
-    """Mean absolute second difference of the luma in time, 0..255."""
+    """Mean absolute second difference of the lightness in time, 0..255 (`evaluation/temporal.py`)."""
     if len(video.frames) < 3:
         raise NotMeasured("fewer than 3 frames")
-    luma = np.stack([_luma(f) for f in video.frames])
-    return float(np.abs(luma[2:] - 2 * luma[1:-1] + luma[:-2]).mean())
+    return temporal.flicker(temporal.lightness(video.frames))
 
 
 def motion(video: Video, reference: Video | None = None) -> float:
@@ -105,11 +106,6 @@ def _pair(video: Video, reference: Video | None) -> tuple[np.ndarray, np.ndarray
 
 def _luma(frame: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-
-
-def _lab_mean(frames: np.ndarray) -> np.ndarray:
-    as_float = (frames.reshape(-1, 1, 3) / np.float32(255)).astype(np.float32)
-    return cv2.cvtColor(as_float, cv2.COLOR_RGB2LAB).reshape(-1, 3).mean(0)
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> float:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
 from configs.runtime import disk, stopping
 from curation.review import spreadsheet
+from evaluation import versions
 from evaluation.config import MetricsConfig
-from evaluation.metrics import METRICS, NotMeasured, Video
+from evaluation.metrics import METRICS, VERSION, NotMeasured, Video
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the table. ``value`` is null where the metric was not measured, and ``note`` says why."""
+
+    video: str
+    metric: str
+    value: float | None
+    unit: str = ""
+    better: str = ""
+    note: str = ""
+
 
 NEED_WEIGHTS = {
     "fid": "needs Inception weights",
@@ -39,39 +55,44 @@ def evaluate(
         scores: name → metric → value, of metrics that somebody else measured (a sync backend with weights).
 
     Returns:
-        Columns video, metric, value (null when not measured), unit, better, note.
+        The columns of :class:`Measured`.
 
     Raises:
         EchoForgeError: the configuration names an unknown metric.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[Measured] = []
     for name, video in videos.items():
         given = (scores or {}).get(name, {})
         for metric in config.metrics:
             stopping.check()
-            rows.append({"video": name, "metric": metric} | _row(metric, video, references.get(name), given))
-    return pd.DataFrame(rows, columns=["video", "metric", "value", "unit", "better", "note"])
+            rows.append(_measured(name, metric, video, references.get(name), given))
+    return pd.DataFrame(map(astuple, rows), columns=[field.name for field in fields(Measured)])
 
 
 FORMATS = (".csv", ".parquet")
 
 
 def write(table: pd.DataFrame, out: Path) -> None:
-    """Write the table of :func:`evaluate`; the folder is made when it is not there. Check ``out`` before measuring."""
+    """Write the table of :func:`evaluate`; the folder is made when it is not there. Check ``out`` before measuring.
+
+    Parquet carries the version of the metrics (`evaluation/versions.py`).
+    """
     with disk.replacing(out) as part:
-        table.to_parquet(part) if out.suffix.lower() == ".parquet" else spreadsheet.write(table, part)
+        if out.suffix.lower() == ".parquet":
+            pq.write_table(versions.stamped(pa.Table.from_pandas(table), VERSION), part)
+        else:
+            spreadsheet.write(table, part)
 
 
-def _row(name: str, video: Video, reference: Video | None, given: Mapping[str, float]) -> dict[str, Any]:
+def _measured(video: str, name: str, frames: Video, reference: Video | None, given: Mapping[str, float]) -> Measured:
     if name in given:
-        return {"value": given[name], "unit": "", "better": "", "note": ""}
+        return Measured(video, name, given[name])
     if name in NEED_WEIGHTS:
-        return {"value": None, "unit": "", "better": "", "note": f"not measured: {NEED_WEIGHTS[name]}"}
+        return Measured(video, name, None, note=f"not measured: {NEED_WEIGHTS[name]}")
     if name not in METRICS:
         raise EchoForgeError(f"no metric is called '{name}'; known: {', '.join([*METRICS, *NEED_WEIGHTS])}.")
     metric = METRICS[name]
-    row: dict[str, Any] = {"unit": metric.unit, "better": metric.better}
     try:
-        return row | {"value": metric.measure(video, reference), "note": ""}
+        return Measured(video, name, metric.measure(frames, reference), metric.unit, metric.better)
     except NotMeasured as reason:
-        return row | {"value": None, "note": f"not measured: {reason}"}
+        return Measured(video, name, None, metric.unit, metric.better, f"not measured: {reason}")

@@ -30,6 +30,7 @@ from configs.runtime.devices import usable
 from configs.schema import Config
 from curation.media.clip_writer import write_video
 from evaluation import defects as judge
+from evaluation import versions
 from model import pixels
 from model.codecs import load_codec
 from model.sampler import SamplerInputs, sample
@@ -208,7 +209,8 @@ def _gather(
     for name in ("latents", "videos"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {key: strict.digest(getattr(config.model, key), key) for key in ("sampler", "guidance", "phda")}
-    ledger = Ledger(str(folder / "ledger"), _TABLES, settings | {"checkpoint": step.name})
+    parameters = settings | {"checkpoint": step.name} | versions.parameter(judge.VERSION)
+    ledger = Ledger(str(folder / "ledger"), _TABLES, parameters)
     mend(ledger.root, ledger.tables, say)
     make = functools.partial(
         GatherWorker, absolute_files(config), absolute(dataset), step.absolute(), chosen.name, chosen.cfg.weights,
@@ -324,7 +326,7 @@ def _flagged(
 
 def _publish(folder: Path, rows: list[dict[str, Any]]) -> GatherSummary:
     with disk.replacing(folder / negatives.SAMPLES_FILE) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=NEGATIVES), part)
+        pq.write_table(versions.stamped(pa.Table.from_pylist(rows, schema=NEGATIVES), judge.VERSION), part)
     issues: dict[str, int] = defaultdict(int)
     for row in rows:
         for flag in row["flags"]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
+from evaluation import defects
 from evaluation.config import MetricsConfig
-from evaluation.metrics import METRICS, NotMeasured, Video, colour_drift, flicker, motion, psnr, ssim
-from evaluation.table import evaluate
+from evaluation.metrics import METRICS, VERSION, NotMeasured, Video, colour_drift, flicker, motion, psnr, ssim
+from evaluation.table import evaluate, write
 
 pytestmark = pytest.mark.numeric
 
@@ -46,3 +51,16 @@ def test_what_cannot_be_measured_says_why() -> None:
     assert by_name["value"].isna().to_dict() == {"psnr": True, "flicker": False, "fvd": True}
     assert "no reference" in by_name.loc["psnr", "note"] and "weights" in by_name.loc["fvd", "note"]
     assert set(METRICS) & {"psnr", "flicker"}
+
+
+def test_samples_and_tables_are_measured_alike() -> None:
+    frames = (_noise(frames=33) // 2 + np.arange(33, dtype=np.uint8)[:, None, None, None]).astype(np.uint8)
+    found = defects.measure(frames, frames[0])
+    assert found["colour_shift"] == colour_drift(Video(frames)) and found["flicker"] == flicker(Video(frames))
+
+
+def test_a_table_names_the_version_of_its_metrics(tmp_path: Path) -> None:
+    table = evaluate({"a": Video(_noise())}, {}, MetricsConfig(("psnr", "flicker"), 96))
+    write(table, tmp_path / "table.parquet")
+    assert pq.read_schema(tmp_path / "table.parquet").metadata[b"measures"] == str(VERSION).encode()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), table)
