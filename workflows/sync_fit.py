@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from configs.errors import EchoForgeError
 from configs.schema import Config
+from curation.clip import Clip
 from curation.sync.fit import FitReport, fit_from_clips
 from curation.sync.gather import catalog_clips, usable
 from pipeline.catalog import identity, relocate, tables
@@ -29,8 +29,7 @@ def fit(
     now = tables.Snapshot(catalog)
     videos = now.read("videos", ["video_id", "source_uri", "bytes", "source_tag"])
     left_out: dict[str, str] = {}
-    rows = identity.unchanged(filter(usable, _rows(now.pieces("clips"), videos, catalog)), left_out)
-    clips = catalog_clips(rows)
+    clips = catalog_clips(_clips(now.pieces("clips"), videos, catalog, left_out))
     try:
         report = fit_from_clips(clips, out, config.curation.sync, domain=domain, seed=config.seed, progress=progress)
     except EchoForgeError as error:
@@ -39,6 +38,14 @@ def fit(
     return report, [f"{uri}: {cause}" for uri, cause in left_out.items()]
 
 
-def _rows(pieces: Iterator[pa.Table], videos: pa.Table, catalog: str) -> Iterator[dict[str, Any]]:
+def _clips(pieces: Iterator[pa.Table], videos: pa.Table, catalog: str, left_out: dict[str, str]) -> Iterator[Clip]:
+    """Usable clips whose source is the one that was curated; the others' sources go to ``left_out``, with the cause."""
     for piece in pieces:
-        yield from relocate.located(identity.attach(piece, videos), catalog).to_pylist()
+        for row in relocate.located(identity.attach(piece, videos), catalog).to_pylist():
+            if usable(clip := Clip.from_row(row)):
+                try:
+                    identity.check(row)
+                except identity.WrongSource as error:
+                    left_out[clip.source_uri] = str(error)
+                else:
+                    yield clip

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from configs.runtime import stopping
 from curation.config import SyncConfig, SyncFitConfig
 from curation.schema import SAMPLES_PER_FRAME
 from curation.sync import fitted
-from curation.sync.fitted import CROP, FittedSync, SmallSyncNet
+from curation.sync.fitted import CROP, Card, FittedSync, SmallSyncNet
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class SyncClip:
 class FitReport:
     """What came of it; ``card`` is what the file carries."""
 
-    card: dict[str, Any]
+    card: Card
     losses: list[float]
 
 
@@ -69,18 +68,19 @@ def fit_from_clips(
     torch.manual_seed(seed)
     net = SmallSyncNet()
     losses = _train(net, learn, cfg.fit, seed, progress)
-    card = {
-        "domain": domain,
-        "clips": len(learn),
-        "held_out_clips": len(held),
-        "minutes": round(sum(len(c.crops) for c in learn) / 1500, 2),
-        "data_digest": _digest(usable),
-        "seed": seed,
-        "steps": cfg.fit.steps,
-        "parameters": sum(p.numel() for p in net.parameters()),
-    }
-    card |= evaluate(net, held, cfg)
-    card["seconds"] = round(time.monotonic() - begun, 1)
+    figures = evaluate(net, held, cfg)
+    card = Card(
+        domain=domain,
+        clips=len(learn),
+        held_out_clips=len(held),
+        minutes=round(sum(len(c.crops) for c in learn) / 1500, 2),
+        data_digest=_digest(usable),
+        seed=seed,
+        steps=cfg.fit.steps,
+        parameters=sum(p.numel() for p in net.parameters()),
+        **figures,
+        seconds=round(time.monotonic() - begun, 1),
+    )
     fitted.write(out, net, card)
     return FitReport(card, losses)
 
@@ -164,12 +164,12 @@ def _jitter(mouths: Tensor, rng: np.random.Generator) -> Tensor:
     return functional.grid_sample(mouths[:, None], grid, padding_mode="border", align_corners=False)[:, 0]
 
 
-def evaluate(net: SmallSyncNet, clips: Sequence[SyncClip], cfg: SyncConfig) -> dict[str, Any]:
-    """Held-out figures: AUC of in sync against ≥ 3 frames (120 ms) off, share of offsets within a frame, threshold.
+def evaluate(net: SmallSyncNet, clips: Sequence[SyncClip], cfg: SyncConfig) -> dict[str, float]:
+    """Figures of a :class:`Card`: ``held_out_…`` and the threshold.
 
     The threshold lies between the confidences of true sound and of the next clip's sound.
     """
-    backend = FittedSync(net, cfg, {"threshold": 0.0})
+    backend = FittedSync(net, cfg)
     scores = backend.score_many([(c.crops, c.pcm) for c in clips])
     frames = [min(len(a.crops), len(b.pcm) // SAMPLES_PER_FRAME) for a, b in _neighbours(clips)]
     foreign = backend.score_many(

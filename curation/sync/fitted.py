@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,18 +96,37 @@ def lip_windows(crops: Tensor) -> Tensor:
     return (crops.float() / 255.0).unfold(0, WINDOW, 1).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class Card:
+    """What the file of a fitted SyncNet says of it: what it was fitted on, and how well it does on clips held out."""
+
+    domain: str  # what the clips are, in words
+    clips: int
+    held_out_clips: int
+    minutes: float  # of the clips fitted on
+    data_digest: str
+    seed: int
+    steps: int
+    parameters: int
+    held_out_auc: float  # in sync against ≥ 3 frames (120 ms) off
+    held_out_foreign_auc: float  # … against another clip's sound
+    held_out_within_one_frame: float  # share of the offsets found
+    threshold: float  # confidence between those of true and of foreign sound
+    seconds: float  # that the fit took
+
+
 class FittedSync:
-    """Backend ``fitted``."""
+    """Backend ``fitted``. Without a card (a network that is being fitted) its confidences are reported as they are."""
 
     name = "fitted"
     crop = CROP
 
-    def __init__(self, net: SmallSyncNet, cfg: SyncConfig, card: dict[str, Any], device: str = "cpu") -> None:
+    def __init__(self, net: SmallSyncNet, cfg: SyncConfig, card: Card | None = None, device: str = "cpu") -> None:
         self._net = net.eval().requires_grad_(False).to(device)
         self._cfg = cfg
         self._device = device
         self.card = card
-        self.unit = max(float(card["threshold"]), 1e-6)  # `fit` judges with a card whose threshold is still 0
+        self.unit = max(card.threshold, 1e-6) if card else 1.0
 
     @classmethod
     def load(cls, cfg: SyncConfig, device: str = "cpu") -> FittedSync:
@@ -141,21 +160,21 @@ class FittedSync:
             for v, a in zip(seen, heard_all, strict=True)
         ]
 
-    def _run(self, encode: Any, windows: Tensor) -> Tensor:
+    def _run(self, encode: Callable[[Tensor], Tensor], windows: Tensor) -> Tensor:
         parts = windows.split(self._cfg.batch_size * 8)
         return torch.cat([encode(part.contiguous().to(self._device)).cpu() for part in parts])
 
 
-def write(path: Path, net: SmallSyncNet, card: dict[str, Any]) -> None:
+def write(path: Path, net: SmallSyncNet, card: Card) -> None:
     """Safetensors with the card as metadata; by rename."""
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().contiguous() for name, value in net.state_dict().items()}
     with disk.replacing(path) as part:
-        save_file(state, part, metadata={"kind": KIND, "card": json.dumps(card)})
+        save_file(state, part, metadata={"kind": KIND, "card": json.dumps(asdict(card))})
 
 
-def read(path: Path) -> tuple[SmallSyncNet, dict[str, Any]]:
+def read(path: Path) -> tuple[SmallSyncNet, Card]:
     """(network, card) of a fitted file.
 
     Raises:
@@ -174,4 +193,4 @@ def read(path: Path) -> tuple[SmallSyncNet, dict[str, Any]]:
     except (SafetensorError, OSError, RuntimeError) as error:
         message = f"{path} is not a fitted SyncNet ({error}); `sync fit` makes one."
         raise EchoForgeError(message) from error
-    return net, json.loads(meta["card"])
+    return net, Card(**json.loads(meta["card"]))

@@ -1,13 +1,13 @@
-"""Clips for `sync fit`: from puppets in memory, or from rows of a catalog (cut with their tracked boxes)."""
+"""Clips for `sync fit`: from puppets in memory, or from those of a catalog (cut with their tracked boxes)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from configs.runtime import stopping
+from curation.clip import Box, Clip, Track
 from curation.media.clip_reader import read_clip
 from curation.puppets import Puppet
 from curation.sync.base import CropNeed
@@ -27,44 +27,46 @@ def puppet_clip(name: str, puppet: Puppet, need: CropNeed = CROP) -> SyncClip:
     return SyncClip(name, cut_all(puppet.frames, face, mouth, need), puppet.pcm)
 
 
-def boxes_per_frame(track: Mapping[str, Any], frames: int) -> tuple[np.ndarray, np.ndarray]:
+def boxes_per_frame(track: Track, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Face and mouth boxes float32 [frames, 4] each, interpolated between the frames where a track has them."""
-    at = np.asarray(track["box_frames"], np.float32)
+    at = np.asarray(track.box_frames, np.float32)
 
-    def spread(boxes: Any) -> np.ndarray:
-        known = np.asarray([list(b) for b in boxes], np.float32)
+    def spread(boxes: Sequence[Box]) -> np.ndarray:
+        known = np.asarray(boxes, np.float32)
         return np.stack([np.interp(np.arange(frames), at, column) for column in known.T], 1).astype(np.float32)
 
-    return spread(track["boxes"]), spread(track["mouth_boxes"])
+    return spread(track.boxes), spread(track.mouth_boxes)
 
 
-def usable(row: Mapping[str, Any]) -> bool:
-    """Whether a clip (schema `catalog.CLIPS`) may be taken for one in sync.
+def usable(clip: Clip) -> bool:
+    """Whether a clip may be taken for one in sync.
 
     It has a face that may speak, is not rejected, and is not held with an offset that the decision does not correct.
     """
-    out_of_sync = bool(row.get("av_offset_frames")) and not row.get("offset_samples")
-    return (
-        row.get("verdict") not in ("reject", "error")
-        and row.get("active_track") is not None
-        and bool(row.get("tracks"))
-        and not out_of_sync
-    )
+    rejected = clip.decision is not None and clip.decision.verdict in ("reject", "error")
+    out_of_sync = bool(clip.scores.get("av_offset_frames")) and not _delay(clip)
+    return not rejected and clip.active is not None and not out_of_sync
 
 
-def catalog_clips(rows: Iterable[Mapping[str, Any]], need: CropNeed = CROP) -> Iterator[SyncClip]:
-    """Read the clips of catalog rows that are :func:`usable` and have sound."""
-    for row in filter(usable, rows):
+def catalog_clips(clips: Iterable[Clip], need: CropNeed = CROP) -> Iterator[SyncClip]:
+    """Read the clips of a catalog that are :func:`usable` and have sound."""
+    for clip in clips:
+        if not usable(clip) or clip.active is None:
+            continue
         stopping.check()
-        start, end = int(row["start_frame"]), int(row["end_frame"])
-        face, mouth = boxes_per_frame(row["tracks"][int(row["active_track"])], end - start)
-        clip = read_clip(
-            row["source_uri"],
-            start,
-            end,
-            width=int(row["width"]),
-            height=int(row["height"]),
-            offset_samples=int(row.get("offset_samples") or 0),
+        face, mouth = boxes_per_frame(clip.active, len(clip))
+        seen = read_clip(
+            clip.source_uri,
+            clip.start_frame,
+            clip.end_frame,
+            width=clip.width,
+            height=clip.height,
+            offset_samples=_delay(clip),
         )
-        if clip.has_sound:
-            yield SyncClip(str(row["video_id"]), cut_all(clip.frames, face, mouth, need), clip.pcm)
+        if seen.has_sound:
+            yield SyncClip(clip.video_id, cut_all(seen.frames, face, mouth, need), seen.pcm)
+
+
+def _delay(clip: Clip) -> int:
+    """Samples that the decision delays the sound by."""
+    return (clip.decision.offset_samples if clip.decision else None) or 0

@@ -8,7 +8,7 @@ at the cost of reading it once per process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -93,14 +93,3 @@ def _content(uri: str, size: int, tag: str) -> str:
     """The `video_id` of what lies at ``uri`` now; a file of another size or tag is hashed again."""
     with storage.local_copy(uri) as path:
         return schema.video_id(path)
-
-
-def unchanged(rows: Iterable[Mapping[str, Any]], left_out: dict[str, str]) -> Iterator[Mapping[str, Any]]:
-    """The rows whose source is the one that was curated; the others' sources go to ``left_out``, with the cause."""
-    for row in rows:
-        try:
-            check(row)
-        except WrongSource as error:
-            left_out[row["source_uri"]] = str(error)
-        else:
-            yield row

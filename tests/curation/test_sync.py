@@ -22,6 +22,7 @@ from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
 from curation.analysis import registry
 from curation.analysis.video import analyse_video
+from curation.clip import Clip
 from curation.config import CurationConfig
 from curation.decision.decide import decide_clips
 from curation.media.clip_reader import read_clip
@@ -242,7 +243,7 @@ def test_a_short_fit_learns_writes_a_card_and_loads(tmp_path: Path) -> None:
     assert np.mean(report.losses[-5:]) < 0.9 * report.losses[0]
     backend = FittedSync.load(dataclasses.replace(few, fitted=str(out)))
     assert backend.card == report.card
-    assert (backend.card["domain"], backend.card["held_out_clips"]) == ("puppets", 2)
+    assert (report.card.domain, report.card.held_out_clips) == ("puppets", 2)
     with pytest.raises(EchoForgeError, match="at least"):
         fit_from_clips(_clips(0, 2, 40), out, few, domain="puppets")
 
@@ -269,7 +270,7 @@ def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
         "verdict": "hold",
     }
     rejected = row | {"verdict": "reject", "source_uri": "never read"}
-    (clip,) = catalog_clips(table([row, rejected], CLIPS).to_pylist())
+    (clip,) = catalog_clips(map(Clip.from_row, table([row, rejected], CLIPS).to_pylist()))
     assert (clip.source, clip.crops.shape, clip.pcm.shape) == ("v", (33, 32, 32), (33 * 640,))
     assert np.corrcoef(sample(0, 0, TINY.puppets).pcm[6400 : 43 * 640], clip.pcm)[0, 1] > 0.95
 
@@ -285,7 +286,7 @@ def test_a_fit_learns_from_no_clip_whose_offset_is_known_and_not_corrected() -> 
     ]
     decided = decide_clips(table(clips, CLIPS), TINY).to_pylist()
     assert [clip["verdict"] for clip in decided] == ["hold", "keep", "keep", "hold"]
-    assert [usable(clip) for clip in decided] == [True, True, True, False]
+    assert [usable(Clip.from_row(clip)) for clip in decided] == [True, True, True, False]
 
 
 @pytest.fixture(scope="module")
@@ -342,7 +343,7 @@ def residuals_of_kept(
         rows = table(analyse_video(file, cfg, backends=loaded)[1], CLIPS)
         for row in decide_clips(rows, cfg).to_pylist():
             if row["verdict"] == "keep":
-                (clip,) = catalog_clips([row])
+                (clip,) = catalog_clips([Clip.from_row(row)])
                 again = judge.score(clip.crops, clip.pcm).offset_frames
                 found.append((late + row["offset_samples"] // 640, again))
     return cfg, found
@@ -380,7 +381,7 @@ def test_kept_real_clips_with_shifted_sound_are_in_sync_when_another_network_mea
     rows = [r for name in REAL for r in analyse_video(str(shared_media / "clips" / name), cfg, backends=loaded)[1]]
     clips = [  # under three names each: two at most are held out, so every face is learned
         dataclasses.replace(clip, source=f"{clip.source}-{name}")
-        for clip in catalog_clips(table(rows, CLIPS).to_pylist())
+        for clip in catalog_clips(map(Clip.from_row, table(rows, CLIPS).to_pylist()))
         for name in range(3)
     ]
     few = dataclasses.replace(SYNC, fit=dataclasses.replace(SYNC.fit, steps=250, batch=8, holdout=0.0))

@@ -107,7 +107,7 @@ def test_new_sync_scores_ask_no_model_and_a_template_still_says_that_somebody_ta
     run = incremental.outdated(registry.parameters(before), registry.parameters(now))
     assert run == {"sync"}
     torch.manual_seed(0)
-    net: Any = FittedSync(SmallSyncNet(), now.sync, {"threshold": 1.0})
+    net: Any = FittedSync(SmallSyncNet(), now.sync)
     loaded = replace(registry.load(now), sync=net)
     old, whole = analysed(bare, before), stored(analyse_video(bare, now, backends=loaded))
     assert old[1][0]["sync_fit_conf"] is None and whole[1][0]["sync_fit_conf"] is not None

@@ -37,7 +37,7 @@ def fit_syncnet(
         )  # fmt: skip
     for line in left_out:
         console.say(f"left out: {line}")
-    print_table(str(out), ["card", ""], report.card.items())
+    print_table(str(out), ["card", ""], vars(report.card).items())
 
 
 @app.command("score", cls=LongCommand)

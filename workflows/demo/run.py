@@ -132,5 +132,5 @@ def _fitted(path: Path, config: Config) -> tuple[Config, str]:
         clips = (puppet_clip(f"fit-{i}", puppets.sample(FITTING_SEED + config.seed, i, cfg)) for i in range(FITTING))
         fit_from_clips(clips, path, config.curation.sync, domain="puppets of the procedural corpus", seed=config.seed)
     sync = replace(config.curation.sync, backend="fitted", fitted=str(path))
-    card = ", ".join(f"{k} {v}" for k, v in fitted.read(path)[1].items() if isinstance(v, (int, float, str)))
+    card = ", ".join(f"{k} {v}" for k, v in vars(fitted.read(path)[1]).items())
     return replace(config, curation=replace(config.curation, sync=sync)), card[:300]
