@@ -168,7 +168,7 @@ def measure(way: str, folder: Path, kill_after: float) -> dict[str, Any]:
     """One way in this process."""
     import ray
 
-    from pipeline.engine.ray_pool import session
+    from pipeline.engine.ray_session import session
 
     uris = [str(p) for p in sorted(folder.glob("*.mp4"))]
     run = {"core": core, "data, rows": data_rows, "data, pixels": data_pixels}[way]

@@ -153,7 +153,7 @@ class Nothing:
 def schedule(folder: Path, count: int) -> dict[str, float]:
     """No-op units through Ray actors, committed."""
     from pipeline.catalog import curate
-    from pipeline.engine.ray_pool import session
+    from pipeline.engine.ray_session import session
 
     execution = schema.load("tiny").pipeline.execution
     share = WorkerShare(2, 1, 0, 1000, 2000)

@@ -33,6 +33,7 @@ from pipeline.engine.damage import mend
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import say
 from pipeline.engine.rows import tables as as_tables
+from pipeline.engine.schedule import Watcher
 from pipeline.engine.unit import Result, Unit, unit_id
 
 Task = Literal["i2v", "flf2v", "lip_sync", "avatar_sync"]
@@ -94,7 +95,7 @@ def add(
     *,
     inline: bool = False,
     ray_address: str | None = None,
-    watcher: runner.Watcher | None = None,
+    watcher: Watcher | None = None,
 ) -> int:
     """Encode ``field`` for every sample into side tars; no existing tar is touched. Conditions are made from the source,
     or from the sample's stored `.mp4` where the source is gone; sound needs the source.
@@ -118,7 +119,7 @@ def add(
 
 
 def _add(
-    dataset: str, field: str, config: Settings, inline: bool, ray_address: str | None, watcher: runner.Watcher | None
+    dataset: str, field: str, config: Settings, inline: bool, ray_address: str | None, watcher: Watcher | None
 ) -> int:
     """:func:`add` with the dataset locked."""
     index, plans = read_index(dataset, unfinished=[ADD]), read_plans(dataset)

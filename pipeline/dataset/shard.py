@@ -45,6 +45,7 @@ from pipeline.engine.damage import mend
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import say
 from pipeline.engine.rows import tables as as_tables
+from pipeline.engine.schedule import Watcher
 from pipeline.engine.unit import Failure, Result, Unit, unit_id
 from pipeline.engine.version import code_version
 
@@ -137,7 +138,7 @@ def shard(
     inline: bool = False,
     ray_address: str | None = None,
     limit: int | None = None,
-    watcher: runner.Watcher | None = None,
+    watcher: Watcher | None = None,
 ) -> ShardSummary:
     """Encode the kept clips of ``catalog_dir`` into the dataset ``out``; continue, extend or finish it.
 
@@ -162,7 +163,7 @@ def _shard(
     inline: bool,
     ray_address: str | None,
     limit: int | None,
-    watcher: runner.Watcher | None,
+    watcher: Watcher | None,
 ) -> ShardSummary:
     """:func:`shard` with the dataset locked."""
     cfg = config.pipeline

@@ -12,7 +12,7 @@ A part file has one row per unit: the columns of :data:`RECORD` and one list col
 Nothing else is kept, so resuming is listing what is missing, and switching parameters back finds the old parts.
 A unit may sit in two parts when a process died between two steps; readers take it once.
 
-Parts carry a digest of themselves (`pipeline/engine/seal.py`). What is damaged is set aside by :func:`mend` (``….damaged``, no
+Parts carry a digest of themselves (`pipeline/engine/seal.py`). What is damaged is set aside by `damage.mend` (``….damaged``, no
 name that anything here reads), so that its units are missing and are computed again.
 """
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from configs.runtime.console import Terminal
 from configs.runtime.shown import one_line
 from pipeline import storage
-from pipeline.engine.runner import Receipt
+from pipeline.engine.schedule import Receipt
 from pipeline.engine.unit import Failure
 
 _PLAIN_EVERY_S = 10.0

@@ -7,30 +7,23 @@ the commit log is ours: a Dataset would add blocks in the object store and a sec
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import logging
 import math
 import os
 import re
-import resource
-import secrets
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-from configs.errors import EchoForgeError
 from configs.runtime import scratch, stopping
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import worker_entry
+from pipeline.engine.batch import Worker
 from pipeline.engine.ledger import Ledger
-from pipeline.engine.runner import EngineError, Receipt, Schedule, Worker, run_batch
+from pipeline.engine.ray_session import session
+from pipeline.engine.schedule import EngineError, Receipt, Schedule
 from pipeline.engine.unit import Unit
 from pipeline.engine.version import code_version
 
@@ -38,16 +31,13 @@ _GRACE_S = 30.0
 """The driver kills a worker that is so much over its budget: its own timer must have failed."""
 _GROWN = 1.25
 """A worker above its memory share is replaced only when it grew so much: one that starts large would start so again."""
-_RAY_FOLDER = 42
-"""Longest path of Ray's folder: a socket's path ends at 107 characters (unix(7)), of which Ray's own
-``/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store`` takes 65."""
 _STARTS = 3
 """So many workers in a row that die while they start end the run."""
 
 
 def run_on_ray(
     schedule: Schedule,
-    make_worker: Callable[[], Worker],
+    make_worker: Callable[[], Worker[Any]],
     ledger: Ledger,
     share: WorkerShare,
     cfg: ExecutionConfig,
@@ -74,218 +64,13 @@ def run_on_ray(
             pool.close()
 
 
-@contextlib.contextmanager
-def session(
-    address: str | None, share: WorkerShare, object_store_mb: int, *, dashboard: bool = False
-) -> Iterator[str | None]:
-    """A Ray that is there already, the cluster at ``address``, or one started in this process and ended with it.
-
-    Args:
-        dashboard: of a Ray started here.
-
-    Yields:
-        The address of the dashboard, if one is on.
-
-    Raises:
-        EngineError: Ray does not start, or the cluster cannot be joined.
-    """
-    if dashboard and not address and find_spec("aiohttp_cors") is None:
-        raise EngineError(
-            "execution.dashboard is on, but Ray's dashboard is not installed: pip install 'ray[default]'."
-        )
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray prints a paragraph about every dead worker into the middle of the progress; the ledger has the cause.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker died or was killed")
-    import ray
-
-    if ray.is_initialized():
-        yield None
-        return
-    if address:
-        check_address(address)
-    else:
-        _give_token()
-    stopping.check()
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    own = contextlib.ExitStack()
-    try:
-        if address:
-            with _own_signals():
-                context = ray.init(address=address, **quiet)
-        else:
-            folder = own.enter_context(scratch.folder(_RAY_FOLDER))  # Ray opens its folder to all; the one above is not
-            with _for_itself(dashboard), _own_signals():
-                context = ray.init(
-                    address="local",
-                    num_cpus=max(_cpus(), math.ceil(share.cpus * max(1, share.count))),
-                    object_store_memory=object_store_mb * 2**20,
-                    include_dashboard=dashboard,
-                    _temp_dir=str(folder),
-                    **quiet,
-                )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        own.close()
-        stopping.check()  # the signal may have reached Ray's processes, too
-        place = f"joining the Ray cluster at '{address}'" if address else "starting Ray in this process"
-        said = " ".join(str(error).split()).rstrip(".")
-        if address and "ersion mismatch" in said:  # ray._private.utils.check_version_info
-            remedy = "run the same Ray and Python here and on every node, or leave --ray-address out"
-            raise EngineError(f"{place} failed: {said}; {remedy}.") from error
-        if address and os.environ.get("RAY_AUTH_MODE") != "token":  # never sent to an address by itself: it is a secret
-            said += "; if it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its nodes"
-        raise EngineError(f"{place} failed: {said}. --inline runs without Ray.") from error
-    try:
-        yield _dashboard(context.dashboard_url)
-    finally:
-        ray.shutdown()
-        own.close()
-
-
-@contextlib.contextmanager
-def _for_itself(dashboard: bool) -> Iterator[None]:
-    """Start Ray for this process alone: reached over loopback only, and asking nobody where it runs.
-
-    Ray listens on the machine's address unless it takes itself for one that cannot form clusters. Without a dashboard
-    its API server does nothing but report usage, and looks for the metadata services of three clouds before it reads
-    that it must not (``ray.dashboard.modules.usage_stats``, 2.60).
-    """
-    from ray._private import node, ray_constants
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False))
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for Ray's other processes
-        stack.callback(os.environ.pop, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR)
-        if not dashboard:
-            stack.enter_context(mock.patch.object(node.Node, "start_api_server", lambda *_, **__: None))
-        yield
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this program's handlers while Ray starts, if it listens.
-
-    Ray's handlers of SIGTERM end this process wherever it is, and that of its C++ core prints a stack and aborts.
-    """
-    if not stopping.listens():
-        yield
-        return
-    from ray._private import utils
-
-    theirs, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda _: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = theirs
-        stopping.listen()
-
-
-def _give_token() -> None:
-    """Give Ray a token of this process; it would leave one in the home folder, for every later Ray of this user."""
-    if not (Path(os.environ.get("HOME") or "/") / ".ray" / "auth_token").exists():
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def check_address(address: str) -> None:
-    """Check that something answers at ``address``; Ray itself would try for minutes.
-
-    Raises:
-        EngineError: it is no address, or nothing answers.
-    """
-    if address in ("auto", "local"):
-        return  # Ray knows where to look
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise EngineError(f"Ray address '{address}' is not of the form HOST:PORT, ray://HOST:PORT or auto.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise EngineError(
-            f"no Ray cluster answers at '{address}' ({error}); start one with `ray start --head`, or leave "
-            "--ray-address out to run on this machine."
-        ) from error
-
-
-def _this_code() -> dict[str, Any]:
-    """What `worker_entry.Slot` must know of the driver's code."""
+def _this_code() -> worker_entry.Driver:
+    """What a worker must know of this process's code."""
     root = str(Path(__file__).resolve().parents[2])
     mine = {os.path.realpath(place or os.curdir) for place in sys.path}
     given = str(Path.cwd())  # Ray puts it on the workers' module path, whether it is on the driver's or not
-    return {
-        "root": root,
-        "digest": worker_entry.code_digest(root),
-        "version": code_version(),
-        "strangers": [] if os.path.realpath(given) in mine else [given],
-    }
-
-
-def _dashboard(url: str | None) -> str | None:
-    return url and (url if "://" in url else f"http://{url}")
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory() -> int:
-    """Resident bytes of this process (its peak where the system does not tell)."""
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-# --------------------------------------------------------------------------------------------- in the worker
-
-
-class WorkerProcess:
-    """Builds its worker once, runs batches, and ends its process rather than hang or use up the machine's memory."""
-
-    def __init__(self, shared: tuple[Callable[[], Worker], Ledger], code: str, words: str, limit: int) -> None:
-        self._make, self._ledger = shared
-        self._code, self._limit = code, limit
-        self._worker: Worker | None = None
-        # Last words go to a file of this machine that the driver reads when it runs on the same one.
-        here = Path(words).parent.is_dir()
-        self._words = (Path(words) if here else Path(os.devnull)).open("w", encoding="utf-8")
-        faulthandler.enable(self._words)
-
-    def start(self) -> EchoForgeError | None:
-        """Build the worker. Returns what went wrong."""
-        threading.Thread(target=self._watch_memory, daemon=True).start()
-        try:
-            self._worker = self._make()
-        except EchoForgeError as error:
-            return error
-        except Exception as error:
-            return EngineError(f"a worker could not be built: {type(error).__name__}: {error}.")
-        return None
-
-    def run(self, units: list[Unit]) -> Receipt:
-        """Run and commit a batch."""
-        assert self._worker is not None
-        receipt = run_batch(self._worker, units, self._ledger, self._code, self._guard)
-        receipt.memory = memory()
-        return receipt
-
-    @contextlib.contextmanager
-    def _guard(self, unit: Unit) -> Iterator[None]:
-        # A C thread, so it fires even when native code hangs while it holds the interpreter's lock.
-        faulthandler.dump_traceback_later(unit.budget_s, exit=True, file=self._words)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-    def _watch_memory(self) -> None:
-        while True:
-            if (used := memory()) > self._limit:
-                self._words.write(f"memory: {used >> 20} MB used, {self._limit >> 20} MB allowed\n")
-                self._words.flush()
-                os._exit(1)
-            time.sleep(0.25)
-
-
-# --------------------------------------------------------------------------------------------- in the driver
+    strangers = () if os.path.realpath(given) in mine else (given,)
+    return worker_entry.Driver(root, worker_entry.code_digest(root), code_version(), strangers)
 
 
 @dataclass
@@ -296,7 +81,7 @@ class _Running:
     words: Path
     ref: Any
     node: str = ""
-    batch: list[Unit] = field(default_factory=list)
+    batch: list[Unit[Any]] = field(default_factory=list)
     since: float = 0.0
     first: int = 0  # resident bytes after its first batch
     killed: bool = False  # by the driver, for exceeding its budget
@@ -308,7 +93,12 @@ class _Running:
 
 class _Pool:
     def __init__(
-        self, schedule: Schedule, make_worker: Callable[[], Worker], ledger: Ledger, share: WorkerShare, words: Path
+        self,
+        schedule: Schedule,
+        make_worker: Callable[[], Worker[Any]],
+        ledger: Ledger,
+        share: WorkerShare,
+        words: Path,
     ) -> None:
         import ray
 

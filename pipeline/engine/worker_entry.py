@@ -1,7 +1,7 @@
 """The first code of this program that runs in a Ray worker: makes the worker import the right packages.
 
 Ray puts the driver's working directory before everything else on the module path of every worker, so a folder that
-holds a module or a package of one of our names would replace ours. The actor below is therefore pickled by value (`cluster`), uses
+holds a module or a package of one of our names would replace ours. The actor below is therefore pickled by value (`ray_pool`), uses
 the standard library alone, and imports the rest of the program only when it has said where that is.
 """
 
@@ -13,7 +13,7 @@ import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 OWN = ("configs", "curation", "evaluation", "model", "pipeline", "train", "workflows")
 """The packages of this program."""
@@ -54,18 +54,25 @@ def find_root(wanted: str) -> str | None:
     return next((str(root) for root in found if Path(root, "pipeline", "engine", "ray_pool.py").is_file()), None)
 
 
+class Driver(NamedTuple):
+    """The code that the driver runs."""
+
+    root: str  # folder of the packages
+    digest: str  # :func:`code_digest` of it
+    version: str
+    strangers: tuple[str, ...]  # folders that Ray adds to the module path though the driver does not import from them
+
+
 class Slot:
     """The actor. Plain values only travel to its constructor; the rest is fetched when it can be imported.
 
     Args:
-        code: of the driver: ``root`` (folder of the packages), ``digest``, ``version``, and ``strangers``, the folders
-            that Ray adds to the module path though the driver does not import from them.
-        shared: reference to what `cluster.WorkerProcess` is made of.
+        shared: reference to what `worker_process.WorkerProcess` is made of.
         words: file for the last words of the process; its folder exists on the driver's machine only.
     """
 
-    def __init__(self, code: dict[str, Any], shared: list[Any], words: str, limit: int) -> None:
-        self._code, self._shared, self._words, self._limit = code, shared, words, limit
+    def __init__(self, driver: Driver, shared: list[Any], words: str, limit: int) -> None:
+        self._driver, self._shared, self._words, self._limit = driver, shared, words, limit
         self._process: Any = None
         with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a program started from here must not wait for a terminal
             os.dup2(nothing.fileno(), 0)
@@ -78,7 +85,7 @@ class Slot:
         if trouble := self._prepare(node):
             return context.get_node_id(), trouble
         try:
-            from pipeline.engine.ray_pool import WorkerProcess
+            from pipeline.engine.worker_process import WorkerProcess
 
             shared = ray.get(self._shared[0])
         except ImportError as error:
@@ -86,7 +93,7 @@ class Slot:
                 f"the node {node} of the Ray cluster cannot load EchoForge ({error}); install it there with its "
                 "dependencies."
             )
-        self._process = WorkerProcess(shared, self._code["version"], self._words, self._limit)
+        self._process = WorkerProcess(shared, self._driver.version, self._words, self._limit)
         return context.get_node_id(), self._process.start()
 
     def run(self, units: Any) -> Any:
@@ -95,21 +102,21 @@ class Slot:
 
     def _prepare(self, node: str) -> str | None:
         """Choose the packages; a sentence when this machine has none, or others than the driver."""
-        code = self._code
-        sys.path[:] = [place for place in sys.path if place not in code["strangers"]]
-        root = find_root(code["root"])
+        driver = self._driver
+        sys.path[:] = [place for place in sys.path if place not in driver.strangers]
+        root = find_root(driver.root)
         if root is None:
             return (
-                f"the node {node} of the Ray cluster has no EchoForge; install {code['version']} on every node, in the "
+                f"the node {node} of the Ray cluster has no EchoForge; install {driver.version} on every node, in the "
                 f"environment that its Ray runs in."
             )
         own_packages_first(root)
-        same_place = root == code["root"] and Path(self._words).parent.is_dir()
-        if same_place or (found := code_digest(root)) == code["digest"]:
+        same_place = root == driver.root and Path(self._words).parent.is_dir()
+        if same_place or (found := code_digest(root)) == driver.digest:
             return None
         from pipeline.engine.version import code_version
 
         return (
             f"the node {node} of the Ray cluster runs other code of EchoForge ({code_version()}, digest {found}, in {root}) "
-            f"than this machine ({code['version']}, digest {code['digest']}); install the same version on every node."
+            f"than this machine ({driver.version}, digest {driver.digest}); install the same version on every node."
         )

@@ -16,10 +16,10 @@ import pytest
 
 from configs.errors import MissingWeights
 from pipeline.config import ExecutionConfig, WorkerShare
-from pipeline.engine import runner
+from pipeline.engine import batch, runner
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.rows import tables
-from pipeline.engine.runner import EngineError, Outcome
+from pipeline.engine.schedule import EngineError, Outcome
 from pipeline.engine.unit import Result, Unit, unit_id
 
 # Ray's workers must be able to import the workers of these tests by name.
@@ -110,8 +110,8 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
     tmp_path: Path, on_path: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One Ray for all of it: crash, kill, hang with the interpreter's lock held, memory, exception; equal results."""
-    from pipeline.engine import ray_pool as cluster
-    from pipeline.engine.ray_pool import session
+    from pipeline.engine import ray_pool, worker_entry
+    from pipeline.engine.ray_session import session
 
     where = ledger(tmp_path)
     work = units(
@@ -127,8 +127,8 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
         outcome = run(where, work, inline=False)
         with pytest.raises(MissingWeights, match="fetch them"):
             runner.run(units(3), workers.NoWeights, ledger(tmp_path, "2"), SHARE, EXECUTION)
-        elsewhere = {"root": "/elsewhere", "digest": "0" * 16, "version": "9.9", "strangers": []}
-        monkeypatch.setattr(cluster, "_this_code", lambda: elsewhere)  # as if the driver were another machine's
+        elsewhere = worker_entry.Driver("/elsewhere", "0" * 16, "9.9", ())
+        monkeypatch.setattr(ray_pool, "_this_code", lambda: elsewhere)  # as if the driver were another machine's
         with pytest.raises(EngineError, match=r"runs other code of EchoForge .* than this machine \(9\.9"):
             run(ledger(tmp_path, "3"), units(3), inline=False)
     bad = {3, 50, 90, 120, 150}
@@ -145,7 +145,7 @@ def test_poison_costs_one_unit_each_and_workers_that_cannot_start_end_the_run(
 def test_ray_starts_where_no_home_folder_can_be_written() -> None:
     """As in a container under a number for a user. In a process of its own: Ray remembers its token for good."""
     code = (
-        "import ray; from pipeline.engine.ray_pool import session; from pipeline.config import WorkerShare\n"
+        "import ray; from pipeline.engine.ray_session import session; from pipeline.config import WorkerShare\n"
         "with session(None, WorkerShare(1, 1, 0, 400, 1500), 80):\n"
         " print(ray.get(ray.remote(lambda: 'answered').remote()))\n"
     )
@@ -167,7 +167,7 @@ def test_what_travels_between_processes_is_small_whatever_the_rows_weigh(tmp_pat
                 timings={"op": 1.0},
             )
 
-    receipt = runner.run_batch(Heavy(), units(8), where, "v")
+    receipt = batch.run_batch(Heavy(), units(8), where, "v")
     assert len(receipt.done) == 8 and len(pickle.dumps(receipt)) < 20_000
     assert sum(table.num_rows for table in where.read("squares")) == 800_000
 

@@ -23,6 +23,7 @@ from curation import puppets
 from pipeline.config import ExecutionConfig, WorkerShare
 from pipeline.engine import runner
 from pipeline.engine.ledger import Ledger
+from pipeline.engine.schedule import Receipt
 from pipeline.engine.unit import Unit, unit_id
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -195,7 +196,7 @@ def test_a_node_that_dies_in_mid_run_costs_nothing(tmp_path: Path, monkeypatch: 
 
         def linked(self, dashboard: str) -> None: ...
 
-        def update(self, receipt: runner.Receipt | None, in_flight: int, workers: int) -> None:
+        def update(self, receipt: Receipt | None, in_flight: int, workers: int) -> None:
             seen.append(workers)
             before, self.done = self.done, self.done + (len(receipt.done) if receipt else 0)
             if before < 40 <= self.done:

@@ -11,7 +11,7 @@ import pytest
 
 from configs.runtime.console import Terminal
 from pipeline.engine.progress import Progress
-from pipeline.engine.runner import Done, Receipt
+from pipeline.engine.schedule import Done, Receipt
 from pipeline.engine.unit import Failure
 
 

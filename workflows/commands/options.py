@@ -76,7 +76,7 @@ def catalog_config(catalog: str, ctx: typer.Context, preset: str | None, given: 
 
 def cluster(ctx: typer.Context, address: str | None) -> str | None:
     """The address of the Ray cluster to join, checked; None: start Ray here."""
-    from pipeline.engine.ray_pool import check_address
+    from pipeline.engine.ray_session import check_address
 
     chosen = address or _global(ctx).ray_address
     if chosen:
