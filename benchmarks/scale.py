@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from configs import schema
 from curation.schema import CLIPS, VIDEOS
-from pipeline import storage
+from pipeline import parquet
 from pipeline.catalog import queries
 from pipeline.config import WorkerShare
 from pipeline.engine import runner
@@ -88,7 +88,7 @@ def make_catalog(folder: Path, rows: int) -> None:
         ids = [f"{n:016x}" for n in range(start, start + count)]
         uris = [f"videos/{n:08d}.mp4" for n in range(start, start + count)]
         videos = {"video_id": ids, "source_uri": uris, "duration_s": np.full(count, 5.4)}
-        storage.write_table(str(folder / f"videos/part-{number:05d}.parquet"), _filled(videos, count, VIDEOS))
+        parquet.write(str(folder / f"videos/part-{number:05d}.parquet"), _filled(videos, count, VIDEOS))
         scores = {
             "clip_id": ids, "video_id": ids, "source_uri": uris, "start_frame": np.zeros(count, np.int32),
             "end_frame": np.full(count, 135, np.int32), "start_s": np.zeros(count), "end_s": np.full(count, 5.4),
@@ -105,7 +105,7 @@ def make_catalog(folder: Path, rows: int) -> None:
             "captions": pa.array([[{"text": "a person talks to the camera", "kind": "overall", "source": "x"}]] * count,
                                  CLIPS.field("captions").type),
         }  # fmt: skip
-        storage.write_table(str(folder / f"clips/part-{number:05d}.parquet"), _filled(scores, count, CLIPS))
+        parquet.write(str(folder / f"clips/part-{number:05d}.parquet"), _filled(scores, count, CLIPS))
 
 
 def _lists(values: Any, size: int, kind: pa.DataType) -> pa.Array:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import io
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,8 +20,6 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
 from configs.paths import absolute, is_remote
@@ -139,75 +135,6 @@ def exists(url: str) -> bool:
     return bool(retrying(lambda: fs.exists(path), f"looking for '{url}'"))
 
 
-def listing(url: str, suffix: str = "") -> list[Entry]:
-    """The files directly in a folder whose names end in ``suffix``, by name; temporary files are left out.
-
-    A folder that does not exist is empty. Names are taken as they are: nothing in them is a pattern.
-    """
-    entries = _list_remote(url) if is_remote(url) else _list_local(url)
-    wanted = (e for e in entries if e.name.endswith(suffix) and not temporaries.is_name(e.name))
-    return sorted(wanted, key=lambda e: e.name)
-
-
-def _list_local(url: str) -> Iterator[Entry]:
-    folder = local(url)
-    if not folder.is_dir():
-        return
-    with os.scandir(folder) as items:
-        for item in items:
-            try:
-                if item.is_file():
-                    stat = item.stat()
-                    yield Entry(str(folder / item.name), item.name, stat.st_size, str(stat.st_mtime_ns))
-            except FileNotFoundError:
-                continue  # renamed or removed meanwhile
-
-
-def _list_remote(url: str) -> Iterator[Entry]:
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
-    try:
-        items = retrying(lambda: fs.ls(path, detail=True), f"listing '{url}'")
-    except FileNotFoundError:
-        return
-    for item in items:
-        if item["type"] == "file" and item["name"].rstrip("/") != path.rstrip("/"):
-            name = PurePosixPath(item["name"]).name
-            yield Entry(fs.unstrip_protocol(item["name"]), name, int(item["size"] or 0), _tag(item))
-
-
-def folders(url: str) -> list[str]:
-    """The folders directly in a folder, by name; one that does not exist has none."""
-    if not is_remote(url):
-        return sorted(str(p) for p in local(url).iterdir() if p.is_dir()) if local(url).is_dir() else []
-    fs, path = filesystem(url)
-    fs.invalidate_cache()
-    try:
-        items = retrying(lambda: fs.ls(path, detail=True), f"listing '{url}'")
-    except FileNotFoundError:
-        return []
-    found = (PurePosixPath(i["name"].rstrip("/")).name for i in items if i["type"] == "directory")
-    return [join(url, name) for name in sorted(found)]
-
-
-def names_below(url: str, skip: tuple[str, ...] = ()) -> list[str]:
-    """Paths (``a/b``) of everything below a folder that is no folder, sorted; links are named and not followed.
-
-    Args:
-        skip: folders directly in it that are left out.
-    """
-    if is_remote(url):
-        fs, path = filesystem(url)
-        found = retrying(lambda: fs.find(path), f"listing '{url}'")
-        names = [name[len(path.rstrip("/")) + 1 :] for name in found]
-    else:
-        names = []
-        for folder, below, here in os.walk(local(url)):
-            links = [name for name in below if (Path(folder) / name).is_symlink()]
-            names += [(Path(folder) / name).relative_to(local(url)).as_posix() for name in [*here, *links]]
-    return sorted(name for name in names if name.partition("/")[0] not in skip)
-
-
 def entry(url: str) -> Entry:
     """Size and tag of one file as they are now, without reading it.
 
@@ -221,12 +148,13 @@ def entry(url: str) -> Entry:
     fs, path = filesystem(url)
     fs.invalidate_cache()
     info = retrying(lambda: fs.info(path), f"looking at '{url}'")
-    return Entry(url, name_of(url), int(info.get("size") or 0), _tag(info))
+    return Entry(url, name_of(url), int(info.get("size") or 0), tag_of(info.get))
 
 
-def _tag(info: dict[str, Any]) -> str:
-    known = (info.get(key) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
-    return next((str(value).strip('"') for value in known if value is not None), "")
+def tag_of(known: Callable[[str], object]) -> str:
+    """What changes when an object changes; ``known`` gives what its store says under a name, or None."""
+    values = map(known, ("ETag", "etag", "md5Hash", "LastModified", "mtime", "created"))
+    return next((str(value).strip('"') for value in values if value is not None), "")
 
 
 def read_bytes(url: str) -> bytes:
@@ -347,50 +275,6 @@ def remove_object(url: str) -> None:
         retrying(lambda: fs.rm_file(path), f"removing '{url}'")
 
 
-def is_file(url: str) -> bool | None:
-    """Whether a regular file (or a link to one) is there; None: nothing is. Of an object store only files are asked for."""
-    if is_remote(url):
-        return True if exists(url) else None
-    path = local(url)
-    if path.is_file():
-        return True
-    return False if os.path.lexists(path) else None
-
-
-def is_folder(url: str) -> bool:
-    """Whether a folder is there; in an object store every name is one when something lies below it."""
-    return is_remote(url) or local(url).is_dir()
-
-
-def everything(url: str, suffix: str) -> list[str]:
-    """What lies directly in a folder under names that end in ``suffix``: of a local one also what is no file."""
-    if is_remote(url):
-        return [entry.url for entry in listing(url, suffix)]
-    folder = local(url)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    return [str(folder / name) for name in there if name.endswith(suffix) and not temporaries.is_name(name)]
-
-
-def set_aside(url: str) -> str:
-    """Give what is there (a file, or locally anything) a name that ends in ``.damaged``; returns where it is.
-
-    Raises:
-        StoreError: no permission, or the store failed again and again.
-    """
-    number = next(n for n in itertools.count() if is_file(_aside(url, n)) is None)
-    there = _aside(url, number)
-    if is_remote(url):
-        write_bytes(there, read_bytes(url))
-        remove(url)
-    else:
-        retrying(lambda: local(url).rename(local(there)), f"renaming '{url}'")
-    return there
-
-
-def _aside(url: str, number: int) -> str:
-    return f"{url}.damaged{number or ''}"
-
-
 def sweep(url: str) -> int:
     """`configs.runtime.temporaries.sweep` of a local folder; of an object store, whose uploads leave nothing, it does nothing."""
     return 0 if is_remote(url) or not local(url).is_dir() else temporaries.sweep(local(url))
@@ -422,54 +306,3 @@ def remove_tree(url: str) -> None:
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         retrying(lambda: fs.rm(path, recursive=True), f"removing '{url}'")
-
-
-def write_table(url: str, table: pa.Table, row_group: int | None = None) -> None:
-    """Write a Parquet file atomically (zstd), with ``row_group`` rows in a row group (None: the library's choice)."""
-    with writing(url) as path:
-        pq.write_table(table, path, compression="zstd", row_group_size=row_group, write_page_checksum=True)
-
-
-@contextlib.contextmanager
-def parquet(url: str) -> Iterator[pq.ParquetFile]:
-    """An open Parquet file, local or remote; checksums of its pages, where it has some, are compared when they are read.
-
-    Reads from a store are tried again (:func:`retrying`).
-
-    Raises:
-        FileNotFoundError: nothing is there.
-        StoreError: the store failed again and again; from reading the file as well.
-        OSError, pa.ArrowException: it is damaged, or no Parquet file.
-    """
-    if not is_remote(url):
-        if not local(url).is_file() and local(url).exists():  # a pipe would be waited for
-            raise OSError(f"'{url}' is no file")
-        with pq.ParquetFile(local(url), page_checksum_verification=True) as file:
-            yield file
-        return
-    fs, path = filesystem(url)
-    opened = retrying(lambda: fs.open(path, "rb"), f"reading '{url}'")
-    with opened as raw, pq.ParquetFile(_Patient(raw, url), page_checksum_verification=True) as file:
-        yield file
-
-
-class _Patient(io.RawIOBase):
-    """An open object whose reads are tried again: one that failed leaves the position where it was."""
-
-    def __init__(self, raw: Any, url: str) -> None:
-        self._raw, self._url = raw, url
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._raw.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._raw.tell())
-
-    def read(self, size: int = -1) -> bytes:
-        return bytes(retrying(lambda: self._raw.read(size), f"reading '{self._url}'"))

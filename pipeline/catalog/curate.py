@@ -32,7 +32,7 @@ from curation.operators.captions import Beside
 from curation.schema import CLIPS, VIDEOS
 from curation.sources.listing import expand
 from curation.sources.source import Source
-from pipeline import storage
+from pipeline import listing, storage
 from pipeline.catalog import generation, relocate, reuse, tables
 from pipeline.catalog.redecide import carried
 from pipeline.catalog.summary import CurateSummary, describing, summarise
@@ -268,7 +268,7 @@ class Listed:
             raise self._failed[server]
         if folder not in self._folders:
             try:
-                self._folders[folder] = {entry.name: entry for entry in storage.listing(folder)}
+                self._folders[folder] = {entry.name: entry for entry in listing.files(folder)}
             except EchoForgeError as error:
                 self._failed[server] = error
                 raise

@@ -29,7 +29,7 @@ from configs.errors import EchoForgeError
 from configs.paths import is_remote
 from configs.runtime import disk, stopping
 from configs.runtime.shown import one_line
-from pipeline import storage
+from pipeline import damaged, listing, parquet, storage
 from pipeline.engine import seal
 from pipeline.engine.seal import Damaged, digest
 
@@ -115,7 +115,7 @@ def files(out: str, generation: Generation | None) -> dict[str, list[File]]:
         }
     found = {}
     for name in NAMES:
-        there = storage.listing(storage.join(out, name), ".parquet")
+        there = listing.files(storage.join(out, name), ".parquet")
         older = [File(entry.url) for entry in there if not _OURS.match(entry.name)]
         if there and not older:
             raise EchoForgeError(
@@ -135,7 +135,7 @@ def opened(file: File) -> Iterator[pq.ParquetFile]:
     """
     try:
         check_end(file)
-        with storage.parquet(file.url) as found:
+        with parquet.opened(file.url) as found:
             yield found
     except FileNotFoundError as error:
         raise Gone(file.url) from error
@@ -299,15 +299,15 @@ def with_report(out: str, generation: Generation, page: str) -> None:
 
 def _free(url: str) -> None:
     """Set aside what is no file: a folder in the place of one can neither be replaced nor removed."""
-    if storage.is_file(url) is False:
-        storage.set_aside(url)
+    if damaged.is_file(url) is False:
+        damaged.set_aside(url)
 
 
 def _sweep(out: str, generation: Generation) -> None:
     """Remove every ``*.parquet`` that is not of this generation: of the one before, or of a command that was killed."""
     for name in NAMES:
         known = {part.name for part in generation.parts[name]}
-        for entry in storage.listing(storage.join(out, name), ".parquet"):
+        for entry in listing.files(storage.join(out, name), ".parquet"):
             if entry.name not in known:
                 storage.remove(entry.url)
 

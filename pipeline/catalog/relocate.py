@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from configs.errors import EchoForgeError
 from configs.paths import absolute, is_remote
-from pipeline import storage
+from pipeline import listing, parquet, storage
 from pipeline.catalog import tables
 from pipeline.engine import lease
 from pipeline.engine.damage import mend
@@ -240,7 +240,7 @@ def _moved(catalog_dir: str) -> pa.Table:
     url = storage.join(catalog_dir, "ledger", "curate", MOVED_FILE)
     if not storage.exists(url):
         return MOVED.empty_table()
-    with storage.parquet(url) as file:
+    with parquet.opened(url) as file:
         return file.read()
 
 
@@ -285,8 +285,8 @@ def _rename_ledger(catalog_dir: str, moves: Mapping[str, str], seen: Mapping[str
         url = storage.join(catalog_dir, "ledger", "curate", MOVED_FILE)
         write_part(url, pa.Table.from_pylist(list(rows.values()), schema=MOVED))
     for ledger in _ledgers(catalog_dir):
-        for part in storage.listing(ledger.parts, ".parquet"):
-            with storage.parquet(part.url) as file:
+        for part in listing.files(ledger.parts, ".parquet"):
+            with parquet.opened(part.url) as file:
                 if not moves.keys() & set(file.read(columns=["key"])["key"].to_pylist()):
                     continue
                 table = file.read()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline import parquet, storage
 from pipeline.engine.ledger import Ledger, ledgers, read_parameters
 from pipeline.engine.unit import Unit
 
@@ -59,7 +59,7 @@ def rows(unit: str, part: str, tables: Iterable[str]) -> dict[str, list[dict[str
         group, at = _place(part).get(unit, (-1, -1))
         if group < 0:
             return None
-        with storage.parquet(part) as file:
+        with parquet.opened(part) as file:
             row = file.read_row_group(group, columns=list(tables)).slice(at, 1).to_pylist()[0]
     except (OSError, pa.ArrowException):
         return None
@@ -69,7 +69,7 @@ def rows(unit: str, part: str, tables: Iterable[str]) -> dict[str, list[dict[str
 @lru_cache(maxsize=64)
 def _place(part: str) -> dict[str, tuple[int, int]]:
     """Unit → row group and row in it."""
-    with storage.parquet(part) as file:
+    with parquet.opened(part) as file:
         groups = [file.read_row_group(g, columns=["unit"])["unit"] for g in range(file.num_row_groups)]
     return {unit: (g, i) for g, units in enumerate(groups) for i, unit in enumerate(units.to_pylist())}
 

@@ -29,7 +29,7 @@ from configs.runtime import disk
 from configs.runtime.shown import one_line
 from curation.schema import FPS
 from model.config import ModelConfig
-from pipeline import storage
+from pipeline import listing, parquet, storage
 from pipeline.catalog import identity, relocate, tables
 from pipeline.catalog.summary import made_with, standing
 from pipeline.config import EncodeConfig, PipelineConfig
@@ -248,9 +248,7 @@ def lost_tars(out: str, ledger: Ledger) -> list[str]:
                 ends[tar] = max(end, ends.get(tar, 0))
     folders_of = {tar.rpartition("/")[0] for tar in ends}
     sizes = {
-        f"{folder}/{e.name}": e.size
-        for folder in folders_of
-        for e in storage.listing(storage.join(out, folder), ".tar")
+        f"{folder}/{e.name}": e.size for folder in folders_of for e in listing.files(storage.join(out, folder), ".tar")
     }
     return sorted(tar for tar, end in ends.items() if sizes.get(tar, -1) < end)
 
@@ -363,7 +361,7 @@ def extend_plans(
         plan = shard_plan.make_plan(new, group_of, split_of, cfg.shards, generation=generation, bytes_per_sample=sizes)
         plan = plan.replace_schema_metadata({"parameters": json.dumps(parameters)})
         dataset.check_target(out, f"{generation}/plan.parquet")
-        storage.write_table(storage.join(out, generation, "plan.parquet"), plan)
+        parquet.write(storage.join(out, generation, "plan.parquet"), plan)
         plans[generation] = plan
     return plans
 
@@ -459,7 +457,7 @@ def merged(ledger: Ledger, wanted: set[str], plans: dict[str, pa.Table], encoder
 
 def read_fields(out: str) -> dict[str, pa.Table]:
     """What `shards add` put into side tars: name of the file in the dataset (``fields/*.parquet``) → its table."""
-    names = [f"fields/{part.name}" for part in storage.listing(storage.join(out, "fields"), ".parquet")]
+    names = [f"fields/{part.name}" for part in listing.files(storage.join(out, "fields"), ".parquet")]
     return {name: dataset.read_table(out, name, FIELDS) for name in names}
 
 
@@ -575,7 +573,7 @@ def write_index(
     }
     named = dataset.tars_of(table)
     keep = [*named, *(f"{generation}/plan.parquet" for generation in description["plans"])]
-    keep += [f"fields/{part.name}" for part in storage.listing(storage.join(out, "fields"), ".parquet")]
+    keep += [f"fields/{part.name}" for part in listing.files(storage.join(out, "fields"), ".parquet")]
     keep += [PROMPTS_FILE]
     known = {tar: digest for tar, digest in tars.items() if tar in named}
     dataset.replace(out, contents, known, [name for name in keep if name not in contents], command)

@@ -24,7 +24,7 @@ from configs.dataset_schema import CARD_FILE, DATASET_FILE, DIGESTS_FILE, INDEX_
 from configs.errors import EchoForgeError
 from configs.runtime import stopping
 from configs.runtime.shown import one_line
-from pipeline import storage
+from pipeline import listing
 from pipeline.dataset import files
 from pipeline.dataset.index import scan
 
@@ -197,7 +197,7 @@ def _strangers(dataset: str, tars: set[str], digests: Digests | None, report: Ve
             "what can be read were checked"
         )
     known = {*digests.files, DIGESTS_FILE}
-    strange = [name for name in storage.names_below(dataset, skip=("ledger",)) if name not in known]
+    strange = [name for name in listing.names_below(dataset, skip=("ledger",)) if name not in known]
     if strange := [name for name in strange if not name.rpartition("/")[2].startswith(".") and name not in tars]:
         more = f" and {len(strange) - _SHOWN} more" if len(strange) > _SHOWN else ""
         shown = ", ".join(one_line(name) for name in strange[:_SHOWN])

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from configs import strict
 from configs.runtime import stopping
 from configs.runtime.shown import one_line
-from pipeline import storage
+from pipeline import damaged, listing, storage
 from pipeline.engine import seal
 from pipeline.engine.ledger import MOVED_FILE, RECORD, read_failure, read_parameters
 
@@ -29,11 +29,11 @@ def mend(root: str, tables: Mapping[str, pa.Schema], say: Callable[[str], None])
     Args:
         say: is told each file.
     """
-    parts = sum(len(storage.listing(storage.join(home, "parts"), ".parquet")) for home in storage.folders(root))
+    parts = sum(len(listing.files(storage.join(home, "parts"), ".parquet")) for home in listing.folders(root))
     if parts > _MANY:
         say(f"looking through {parts} parts of the ledger in '{root}' for damage; this may take minutes …")
     for number, (url, why) in enumerate(_damaged(root, tables, [0])):
-        there = storage.set_aside(url)
+        there = damaged.set_aside(url)
         if number < _SAID:
             say(f"'{url}' is damaged ({why}): it is now '{storage.name_of(there)}'; what is lost is computed again.")
         elif number == _SAID:
@@ -50,7 +50,7 @@ def _damaged(root: str, tables: Mapping[str, pa.Schema], looked: list[int]) -> I
     """Place and reason."""
     for name, check in (("latest.json", _json_fault), (MOVED_FILE, _parquet_fault)):
         yield from _faults([storage.join(root, name)], check, looked)
-    for home in storage.folders(root):
+    for home in listing.folders(root):
         yield from _faults([storage.join(home, "parameters.json")], _parameters_fault, looked)
         if not storage.exists(storage.join(home, "parameters.json")) and not storage.exists(
             storage.join(home, "parts")
@@ -61,17 +61,17 @@ def _damaged(root: str, tables: Mapping[str, pa.Schema], looked: list[int]) -> I
             ("quarantine", ".json", _failure_fault),
         ):
             folder = storage.join(home, name)
-            if storage.is_file(folder) is not None and not storage.is_folder(folder):
+            if damaged.is_file(folder) is not None and not damaged.is_folder(folder):
                 yield folder, "it is no folder"
             else:
-                yield from _faults(storage.everything(folder, suffix), check, looked)
+                yield from _faults(damaged.everything(folder, suffix), check, looked)
 
 
 def _faults(urls: list[str], check: Callable[[str], str | None], looked: list[int]) -> Iterator[tuple[str, str]]:
     """What ``check`` finds; files that are gone meanwhile are passed over."""
 
     def one(url: str) -> str | None:
-        there = storage.is_file(url)
+        there = damaged.is_file(url)
         if there is None:
             return None
         try:

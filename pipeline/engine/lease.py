@@ -20,7 +20,7 @@ from typing import Any
 from configs.paths import is_remote
 from configs.runtime import leases, locks
 from configs.runtime.redaction import redact
-from pipeline import storage
+from pipeline import listing, storage
 
 _NO_CONDITION = (errno.ENOSYS, errno.ENOTSUP)
 
@@ -65,7 +65,7 @@ class StoreBoard:
         self._fs, self._path = storage.filesystem(self._url)
 
     def names(self) -> list[str]:
-        return [entry.name for entry in storage.listing(self._url)]
+        return [entry.name for entry in listing.files(self._url)]
 
     def create(self, name: str, text: str) -> bool:
         def put() -> bool:

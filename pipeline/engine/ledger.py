@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 
 from configs import strict
 from configs.paths import absolute
-from pipeline import storage
+from pipeline import listing, storage
 from pipeline.engine import seal
 from pipeline.engine.parts import MERGED_GROUP, first_rows, groups, read_part, units_of, with_schema, write_part
 from pipeline.engine.unit import Failure, Finished, unit_id
@@ -145,7 +145,7 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------ read
 
     def _parts(self) -> list[storage.Entry]:
-        return storage.listing(self.parts, ".parquet")
+        return listing.files(self.parts, ".parquet")
 
     def done(self) -> set[str]:
         """Ids of all units that are done: a listing, plus one small column of the parts that hold several."""
@@ -229,7 +229,7 @@ class Ledger:
         Raises:
             Damaged: a file is.
         """
-        files = storage.listing(storage.join(self.home, "quarantine"), ".json")
+        files = listing.files(storage.join(self.home, "quarantine"), ".json")
         found = (read_failure(file.url) for file in files)
         return {failure.unit: failure for failure in found}
 
@@ -275,7 +275,7 @@ def ledgers(root: str, tables: Mapping[str, pa.Schema]) -> list[Ledger]:
         Damaged: it is not known for which parameters one of them is.
     """
     found = []
-    for home in storage.folders(root):
+    for home in listing.folders(root):
         url = storage.join(home, "parameters.json")
         if (parameters := read_parameters(url, "the next `curate` sets it aside")) is None:
             continue

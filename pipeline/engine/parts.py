@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline import parquet, storage
 from pipeline.engine import seal
 
 MERGED_GROUP = 1024
@@ -43,7 +43,7 @@ def write_part(url: str, table: pa.Table, row_group: int | None = None) -> None:
 def read_part(url: str, columns: list[str] | None = None) -> pa.Table:
     """Raises Damaged: the part cannot be read (it was damaged after :func:`mend` looked)."""
     try:
-        with storage.parquet(url) as file:
+        with parquet.opened(url) as file:
             return file.read(columns=columns, use_threads=False).replace_schema_metadata(None)
     except FileNotFoundError:
         raise

@@ -225,7 +225,7 @@ spec = importlib.util.spec_from_file_location("entry", {str(ROOT / "pipeline" / 
 entry = importlib.util.module_from_spec(spec); spec.loader.exec_module(entry)
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in str(getattr(f, "__module__", f))]
 sys.path[:] = [p for p in sys.path if p != {str(ROOT)!r}] + sys.argv[1:]
-driver = dict(root="/elsewhere", digest={worker_entry.code_digest(str(ROOT))!r}, version="9.9", strangers=[])
+driver = entry.Driver("/elsewhere", {worker_entry.code_digest(str(ROOT))!r}, "9.9", ())
 print(entry.Slot(driver, [], "/elsewhere/words", 0)._prepare("10.0.0.7"))
 """
 

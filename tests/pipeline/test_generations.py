@@ -15,7 +15,7 @@ import pytest
 from configs import schema
 from configs.errors import EchoForgeError
 from curation.schema import CLIPS, VIDEOS, table
-from pipeline import storage
+from pipeline import listing, storage
 from pipeline.catalog import generation, queries, tables
 from pipeline.catalog.summary import describing
 
@@ -141,7 +141,7 @@ def test_generations_in_an_object_store(s3: str) -> None:
         said = queries.redecide(root, schema.load("tiny", [f"decide.min_sharpness={sharpness}"]))
         assert said.clips["keep"] == kept and queries.verify(root).ok
         now = generation.current(root)
-        assert now is not None and {entry.name for entry in storage.listing(f"{root}/clips")} == {
+        assert now is not None and {entry.name for entry in listing.files(f"{root}/clips")} == {
             part.name for part in now.parts["clips"]
         }
 

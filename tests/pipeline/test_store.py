@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from configs.runtime import processes
-from pipeline import storage
+from pipeline import listing, parquet, storage
 from pipeline.storage import StoreError
 
 NAMES = [
@@ -42,7 +42,7 @@ def test_any_legal_name_is_only_a_name(tmp_path: Path, name: str) -> None:
     storage.write_bytes(url, b"one")
     storage.write_bytes(url, b"two")
     assert storage.read_bytes(url) == b"two" and storage.name_of(url) == name
-    assert [e.name for e in storage.listing(str(tmp_path))] == [name]
+    assert [e.name for e in listing.files(str(tmp_path))] == [name]
     assert names(tmp_path) == [name], "nothing else is left behind"
 
 
@@ -71,7 +71,7 @@ def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path: Path) -
     subprocess.run([sys.executable, "-c", code, target], check=False, cwd=root)
     with storage.writing(str(tmp_path / "deep" / "mine")) as path:
         path.write_bytes(b"x")
-        assert len(names(tmp_path / "deep")) == 2 and storage.listing(str(tmp_path / "deep")) == []
+        assert len(names(tmp_path / "deep")) == 2 and listing.files(str(tmp_path / "deep")) == []
         assert storage.sweep(str(tmp_path)) == 1
     assert names(tmp_path / "deep") == ["mine"]
 
@@ -91,7 +91,7 @@ def test_a_temporary_file_goes_when_its_writer_is_dead_whoever_has_the_number_no
     for name in (me, again, apart, *older):
         (tmp_path / name).write_bytes(b"half")
     assert before.match(apart)["host"] != mine.host, "older code takes another container for another machine"  # type: ignore[index]
-    assert storage.listing(str(tmp_path), ".tmp") == []
+    assert listing.files(str(tmp_path), ".tmp") == []
     assert storage.sweep(str(tmp_path)) == 2
     assert {n for n in names(tmp_path) if n.endswith(".tmp")} == {me, apart, older[0]}
     os.utime(tmp_path / apart, (0, 0))
@@ -137,7 +137,7 @@ def test_what_may_be_repeated_is_retried_and_what_may_not_is_not(monkeypatch: py
 
 def test_an_object_store_behaves_as_a_disk_does(s3: str, tmp_path: Path) -> None:
     url = storage.join(s3, "folder", "日本 $(x).bin")
-    assert not storage.exists(url) and storage.listing(storage.join(s3, "folder")) == []
+    assert not storage.exists(url) and listing.files(storage.join(s3, "folder")) == []
     with pytest.raises(RuntimeError), storage.writing(url) as path:
         path.write_bytes(b"half")
         raise RuntimeError
@@ -147,12 +147,12 @@ def test_an_object_store_behaves_as_a_disk_does(s3: str, tmp_path: Path) -> None
     big = os.urandom(1 << 20) * 120  # goes up in several parts
     storage.write_bytes(url, big)
     assert storage.entry(url).size == len(big) and storage.entry(url).tag != tag
-    assert [(e.name, e.url) for e in storage.listing(storage.join(s3, "folder"))] == [("日本 $(x).bin", url)]
+    assert [(e.name, e.url) for e in listing.files(storage.join(s3, "folder"))] == [("日本 $(x).bin", url)]
     with storage.local_copy(url) as copy:
         assert copy.read_bytes() == big
     assert not copy.exists()
-    storage.write_table(storage.join(s3, "t.parquet"), pa.table({"x": [1, 2]}))
-    with storage.parquet(storage.join(s3, "t.parquet")) as file:
+    parquet.write(storage.join(s3, "t.parquet"), pa.table({"x": [1, 2]}))
+    with parquet.opened(storage.join(s3, "t.parquet")) as file:
         assert file.read()["x"].to_pylist() == [1, 2]
     storage.remove(url)
     assert not storage.exists(url)

@@ -24,7 +24,7 @@ from configs import schema
 from configs.dataset_schema import INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.runtime import leases, locks
-from pipeline import storage
+from pipeline import listing, parquet, storage
 from pipeline.catalog import curate
 from pipeline.engine import lease
 from train.data.inputs import read_prompts
@@ -44,16 +44,16 @@ def test_everything_that_is_asked_of_a_store_survives_a_failure(proxy: FaultyPro
     table, data = pa.table({"x": list(range(5000))}), os.urandom(300_000)
     proxy.kinds, proxy.failing = tuple(kind.split(" or ")), 1
     storage.write_bytes(f"{here}/a.bin", data)
-    storage.write_table(f"{here}/t.parquet", table, row_group=500)
+    parquet.write(f"{here}/t.parquet", table, row_group=500)
     assert storage.exists(f"{here}/a.bin") and not storage.exists(f"{here}/b.bin")
-    assert [e.name for e in storage.listing(here)] == ["a.bin", "t.parquet"] and storage.entry(
+    assert [e.name for e in listing.files(here)] == ["a.bin", "t.parquet"] and storage.entry(
         f"{here}/a.bin"
     ).size == len(data)
     assert storage.read_bytes(f"{here}/a.bin") == data
     assert storage.read_range(f"{here}/a.bin", 1000, 5000) == data[1000:6000]
     with storage.local_copy(f"{here}/a.bin") as copy:
         assert copy.read_bytes() == data
-    with storage.parquet(f"{here}/t.parquet") as file:
+    with parquet.opened(f"{here}/t.parquet") as file:
         assert file.read(columns=["x"]) == table
     storage.remove(f"{here}/a.bin")
     storage.remove_tree(here)
@@ -64,10 +64,10 @@ def test_everything_that_is_asked_of_a_store_survives_a_failure(proxy: FaultyPro
 def test_a_store_that_goes_on_failing_is_one_sentence_and_shows_nothing(proxy: FaultyProxy, here: str) -> None:
     """Every way of reading and writing; what was there stays, and nothing appears."""
     storage.write_bytes(f"{here}/there", b"before")
-    storage.write_table(f"{here}/t.parquet", pa.table({"x": [1]}))
+    parquet.write(f"{here}/t.parquet", pa.table({"x": [1]}))
 
     def tables() -> object:
-        with storage.parquet(f"{here}/t.parquet") as file:
+        with parquet.opened(f"{here}/t.parquet") as file:
             return file.read()
 
     def copies() -> None:
@@ -77,7 +77,7 @@ def test_a_store_that_goes_on_failing_is_one_sentence_and_shows_nothing(proxy: F
     ways: list[Callable[[], object]] = [
         lambda: storage.write_bytes(f"{here}/there", b"after" * 9), lambda: storage.write_bytes(f"{here}/new", b"x"),
         lambda: storage.read_bytes(f"{here}/there"), lambda: storage.read_range(f"{here}/there", 0, 3),
-        lambda: storage.listing(here), tables, copies, lambda: lease.locked(here, "catalog", "x").__enter__(),
+        lambda: listing.files(here), tables, copies, lambda: lease.locked(here, "catalog", "x").__enter__(),
     ]  # fmt: skip
     for kinds in (("500", "cut upload"), ("503", "cut upload")):
         proxy.failing, proxy.kinds = 10_000, kinds
@@ -87,7 +87,7 @@ def test_a_store_that_goes_on_failing_is_one_sentence_and_shows_nothing(proxy: F
             said = str(caught.value)
             assert "failed" in said and "\n" not in said and "testing-secret" not in said, (number, said)
         proxy.failing = 0
-        assert [e.name for e in storage.listing(here)] == ["t.parquet", "there"]
+        assert [e.name for e in listing.files(here)] == ["t.parquet", "there"]
         assert storage.read_bytes(f"{here}/there") == b"before"
 
 
@@ -168,8 +168,8 @@ def run(source: str, out: str) -> None:
 
 def rows(out: str, name: str) -> list[Any]:
     found: list[Any] = []
-    for entry in storage.listing(storage.join(out, name), ".parquet"):
-        with storage.parquet(entry.url) as file:
+    for entry in listing.files(storage.join(out, name), ".parquet"):
+        with parquet.opened(entry.url) as file:
             found += file.read().to_pylist()
     return found
 
@@ -214,7 +214,7 @@ def test_a_second_curation_into_a_store_is_refused_and_a_lost_lease_stops_the_fi
         run(f"{here}/videos", out)
     assert f"process {os.getpid()}" in seen[0] and "`curate`" in seen[0]
     assert not [name for name in fsspec.filesystem("s3").find(out) if name.endswith(".parquet")]
-    assert [e.name for e in storage.listing(f"{out}/{leases.FOLDER}")] == ["00000001", "00000002"]
+    assert [e.name for e in listing.files(f"{out}/{leases.FOLDER}")] == ["00000001", "00000002"]
 
 
 def elsewhere(action: Callable[[], object]) -> None:
@@ -227,7 +227,7 @@ def test_a_lease_whose_answer_was_lost_is_held_and_given_back(proxy: FaultyProxy
     proxy.failing, proxy.kinds = 1, ("lost",)
     with lease.locked(here, "catalog", "curate") as lock:
         lock.check()
-        assert [e.name for e in storage.listing(f"{here}/{leases.FOLDER}")] == ["00000001"]
+        assert [e.name for e in listing.files(f"{here}/{leases.FOLDER}")] == ["00000001"]
         with pytest.raises(locks.Locked):
             elsewhere(lambda: lease.locked(here, "catalog", "curate").__enter__())
     assert not storage.exists(f"{here}/{leases.FOLDER}")

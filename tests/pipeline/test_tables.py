@@ -17,7 +17,7 @@ import cli
 from configs import schema
 from configs.errors import EchoForgeError
 from curation.schema import CLIPS, VIDEOS, table
-from pipeline import storage
+from pipeline import parquet
 from pipeline.catalog import queries, tables
 
 SCHEMAS = {"videos": VIDEOS, "clips": CLIPS}
@@ -37,7 +37,7 @@ def write(root: Path) -> Path:
             for k in range(2)
         ]  # fmt: skip
         for name, rows in (("videos", [video]), ("clips", clips)):
-            storage.write_table(str(root / name / f"part-{number:05d}.parquet"), table(rows, SCHEMAS[name]))
+            parquet.write(str(root / name / f"part-{number:05d}.parquet"), table(rows, SCHEMAS[name]))
     return root
 
 
@@ -67,7 +67,7 @@ def test_a_redecide_of_an_older_version_that_was_killed_is_finished(tmp_path: Pa
     config = schema.load("tiny", ["decide.min_sharpness=0.3"])
     queries.redecide(str(expected), config)
     new = tables.read(str(expected), "clips", CLIPS).slice(0, 2)
-    storage.write_table(str(root / "clips" / "part-00000.parquet"), new)
+    parquet.write(str(root / "clips" / "part-00000.parquet"), new)
     (root / tables.MARK).write_text(json.dumps({"why": "the tables are being written", "command": "redecide"}))
     with pytest.raises(EchoForgeError, match="run `catalog redecide` again"):
         tables.read(str(root), "clips", CLIPS)
