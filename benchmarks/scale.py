@@ -51,15 +51,17 @@ def make_videos(folder: Path, rows: int) -> None:
 def plan(folder: Path) -> dict[str, float]:
     """Manifest → units → what is left, when half is done."""
     from curation.operators.captions import Beside
+    from curation.sources.listing import expand
     from pipeline.catalog import curate
+    from pipeline.catalog.units import plan as plan_units
 
     config = schema.load("tiny")
     clock = time.perf_counter
     ledger = Ledger(str(folder / "ledger"), curate.TABLES, {"op": "1"})
     t0 = clock()
-    found = curate.expand([str(folder / "manifest.parquet")], config.curation)
+    found = expand([str(folder / "manifest.parquet")], config.curation)
     t1 = clock()
-    units = curate.plan(found, config.pipeline, Beside(config.curation.captions))
+    units = plan_units(found, config.pipeline, Beside(config.curation.captions))
     t2 = clock()
     done = ledger.done()
     left = [unit for unit in units if unit.id not in done]
@@ -70,10 +72,12 @@ def plan(folder: Path) -> dict[str, float]:
 
 def make_ledger(folder: Path) -> None:
     """Half of the units done, in merged parts."""
+    from curation.sources.listing import expand
     from pipeline.catalog import curate
+    from pipeline.catalog.units import plan as plan_units
 
     config = schema.load("tiny")
-    units = curate.plan(curate.expand([str(folder / "manifest.parquet")], config.curation), config.pipeline)
+    units = plan_units(expand([str(folder / "manifest.parquet")], config.curation), config.pipeline)
     ledger = Ledger(str(folder / "ledger"), curate.TABLES, {"op": "1"})
     half = units[: len(units) // 2]
     for start in range(0, len(half), 5000):

@@ -12,7 +12,8 @@ from configs.schema import Config
 from curation.clip import Clip
 from curation.sync.fit import FitReport, fit_from_clips
 from curation.sync.gather import catalog_clips, usable
-from pipeline.catalog import identity, relocate, tables
+from pipeline.catalog import identity, tables
+from pipeline.catalog.located import located
 
 
 def fit(
@@ -41,7 +42,7 @@ def fit(
 def _clips(pieces: Iterator[pa.Table], videos: pa.Table, catalog: str, left_out: dict[str, str]) -> Iterator[Clip]:
     """Usable clips whose source is the one that was curated; the others' sources go to ``left_out``, with the cause."""
     for piece in pieces:
-        for row in relocate.located(identity.attach(piece, videos), catalog).to_pylist():
+        for row in located(identity.attach(piece, videos), catalog).to_pylist():
             if usable(clip := Clip.from_row(row)):
                 try:
                     identity.check(row)

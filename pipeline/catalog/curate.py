@@ -7,20 +7,16 @@ the ledger is made anew from it at the end of every run, so a new threshold cost
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from configs import folders
-from configs.errors import EchoForgeError, MissingWeights
+from configs.errors import MissingWeights
 from configs.paths import absolute_files
-from configs.runtime import stopping
 from configs.runtime.console import Terminal
 from configs.runtime.redaction import redact, redact_address
 from curation import schema as catalog
@@ -31,34 +27,24 @@ from curation.config import CurationConfig
 from curation.operators.captions import Beside
 from curation.schema import CLIPS, VIDEOS
 from curation.sources.listing import expand
-from curation.sources.source import Source
-from pipeline import listing, storage
-from pipeline.catalog import generation, relocate, reuse, tables
+from pipeline import storage
+from pipeline.catalog import generation, reuse, tables, writer
+from pipeline.catalog.adopt import adopt
 from pipeline.catalog.redecide import carried
 from pipeline.catalog.summary import CurateSummary, describing, summarise
 from pipeline.catalog.timing import Stopwatch, timed
+from pipeline.catalog.units import SAID, CurateJob, ids_at, no_collection, plan
 from pipeline.config import PipelineConfig
 from pipeline.engine import lease, runner
 from pipeline.engine.damage import mend
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import Progress, say
 from pipeline.engine.rows import tables as as_tables
-from pipeline.engine.unit import Failure, Result, Unit, unit_id
+from pipeline.engine.unit import Failure, Result, Unit
 
 TABLES = {"videos": VIDEOS, "clips": CLIPS}
-SAID = ("caption", "speaker", "licence", "source", "region")
-"""What a manifest may say of a video."""
 SCORES = ("sync_c", "sync_fit_conf")
 """Columns of the clips table that hold a confidence of sync, by backend."""
-
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """The payload of a unit."""
-
-    source: Source
-    tag: str | None = None  # modification time or object tag, as listed before the file is read
-    earlier: tuple[str, reuse.Earlier] | None = None  # the unit's id, and where its rows of other parameters are
 
 
 class CurateWorker:
@@ -69,7 +55,7 @@ class CurateWorker:
         self._watch = Stopwatch()
         self._backends = timed(registry.load(cfg), self._watch)
 
-    def run(self, payload: Video) -> Result:
+    def run(self, payload: CurateJob) -> Result:
         """The rows of one video."""
         self._watch.reset()
         uri = payload.source.uri
@@ -84,7 +70,7 @@ class CurateWorker:
         made = as_tables({"videos": [video], "clips": clips}, TABLES)
         return Result(made, float(video.get("duration_s") or 0.0), self._watch.read())
 
-    def _analyse(self, path: str, payload: Video) -> Rows:
+    def _analyse(self, path: str, payload: CurateJob) -> Rows:
         source = payload.source
         facts: dict[str, Any] = {key: getattr(source, key) for key in (*SAID, "spans", "root")}
         if payload.earlier:
@@ -146,11 +132,11 @@ def _curate(
     registry.check_files(usable)
     root = storage.join(out, "ledger", "curate")
     mend(root, TABLES, _nothing if quiet else say)
-    with _no_collection():
+    with no_collection():
         found = storage.retrying(lambda: expand(sources, cfg), "listing the sources")[:limit]
     beside = Beside(cfg.captions, cfg.sources.follow_links)
     units = plan(found, pipeline_cfg, beside)
-    units = relocate.adopt(out, units, functools.partial(_ids_at, beside))
+    units = adopt(out, units, functools.partial(ids_at, beside))
     ledger = Ledger(root, TABLES, registry.parameters(cfg))
     if unscored and not _scored_before(out, ledger, units, retry_failed, unscored):
         cfg = usable
@@ -175,7 +161,7 @@ def _curate(
 
     videos = videos.sort_by([("source_uri", "ascending")])
     describe = describing(config, facts | {"notes": notes})
-    videos, clips = tables.write(out, videos, read_clips, cfg, execution.rows_per_file, describe)
+    videos, clips = writer.write(out, videos, read_clips, cfg, execution.rows_per_file, describe)
     report = storage.join(out, generation.REPORT_FILE)
     causes = [f"{redact_address(failure.key)}: {failure.cause}" for failure in aside]
     summary = summarise(out, videos, clips, outcome.done, outcome.seconds, causes, report, config.preset)
@@ -196,7 +182,9 @@ def _unscored(cfg: CurationConfig, why: MissingWeights) -> str:
     )
 
 
-def _scored_before(out: str, ledger: Ledger, units: list[Unit], retry_failed: bool, why: MissingWeights) -> bool:
+def _scored_before(
+    out: str, ledger: Ledger, units: list[Unit[CurateJob]], retry_failed: bool, why: MissingWeights
+) -> bool:
     """Has an earlier run with SyncNet's file scored everything that is planned? ``ledger``: of a scored run.
 
     Raises:
@@ -221,131 +209,7 @@ def _scored_before(out: str, ledger: Ledger, units: list[Unit], retry_failed: bo
     return True
 
 
-def plan(sources: list[Source], cfg: PipelineConfig, beside: Beside | None = None) -> list[Unit]:
-    """One unit per video. Only name, size and time (or tag) are looked at, of its sidecars too; no body is read.
-
-    Object stores are asked once per folder, not once per file. A source that cannot be planned is a unit with a fault.
-
-    Raises:
-        StoreError: no source can be looked at, as a store does not answer: that is no source's fault.
-    """
-    listed = Listed()
-    units: dict[str, Unit] = {}
-    with _no_collection():
-        for source in sources:
-            stopping.check()
-            try:
-                there = None if source.fault else listed.entry(source.uri)
-                local = beside is not None and not source.fault and not storage.is_remote(source.uri)
-                unit = plan_unit(source, cfg, there, beside.tag(source.uri, source.root) if beside and local else "")
-            except Exception as error:  # of one name among a million; its row says so
-                fault = source.fault or f"it cannot be looked at ({type(error).__name__}: {error})."
-                unit = plan_unit(replace(source, fault=fault), cfg)
-            units[unit.id] = unit
-    if all(unit.payload.source.fault for unit in units.values()):
-        listed.check()
-    return list(units.values())
-
-
-class Listed:
-    """What lies in folders of object stores; each is listed once, and a server that fails is not asked again."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, dict[str, storage.Entry]] = {}
-        self._failed: dict[str, EchoForgeError] = {}
-
-    def entry(self, uri: str) -> storage.Entry | None:
-        """The file as its folder's listing has it; None of a local one, or where the listing has none.
-
-        Raises:
-            EchoForgeError: the folder cannot be listed.
-        """
-        if not storage.is_remote(uri):
-            return None
-        folder = uri.rpartition("/")[0]
-        server = "/".join(uri.split("/", 3)[:3])
-        if server in self._failed:
-            raise self._failed[server]
-        if folder not in self._folders:
-            try:
-                self._folders[folder] = {entry.name: entry for entry in listing.files(folder)}
-            except EchoForgeError as error:
-                self._failed[server] = error
-                raise
-        return self._folders[folder].get(storage.name_of(uri))
-
-    def check(self) -> None:
-        """Raise the first failure that is not of an address which nothing knows (``evil://``)."""
-        for error in self._failed.values():
-            if not isinstance(error.__cause__, (ValueError, ImportError)):
-                raise error
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """A million small objects that all stay: looking for garbage among them again and again doubles the time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def plan_unit(source: Source, cfg: PipelineConfig, there: storage.Entry | None = None, sidecars: str = "") -> Unit:
-    """One video as a unit; ``there`` is its entry in a listing, if one was made, ``sidecars`` what lies beside it."""
-    if source.fault:
-        return Unit(unit_id(source.uri, source.fault), Video(source), _key(source.uri), cost=1.0)
-    try:
-        there = there or storage.entry(source.uri)
-        size, tag, seen = there.size, there.tag, there.tag or None
-    except (OSError, EchoForgeError):
-        size, tag, seen = 0, "unreadable", None  # the analysis will say why, in a row
-    execution = cfg.execution
-    return Unit(
-        id=_unit_id(source, f"{size}:{tag}", sidecars),
-        payload=Video(source, seen),
-        key=_key(source.uri) if storage.is_remote(source.uri) else source.uri,
-        fingerprint=f"{size}:{tag}",
-        cost=float(max(size, 1)),
-        budget_s=execution.budget_s + execution.budget_per_mb * size / 1e6,
-    )
-
-
-def _unit_id(source: Source, fingerprint: str, sidecars: str) -> str:
-    """Of all that the analysis of a source depends on: its name, size and time, and what is said of it."""
-    size, _, tag = fingerprint.partition(":")
-    said = (*source.spans, *(getattr(source, key) for key in SAID))
-    return unit_id(source.uri, size, tag, repr(said), *([sidecars] if sidecars else []))
-
-
-def _ids_at(beside: Beside, unit: Unit, uri: str, fingerprint: str) -> Iterator[str]:
-    """The ids that a planned unit would have had if its file had this name, size and time."""
-    source: Source = unit.payload.source
-    named = {source.source}
-    if source.source == PurePosixPath(source.uri).parent.name:  # a collection is named by its folder (`sources`)
-        named.add(PurePosixPath(uri).parent.name)
-    tags = {"" if storage.is_remote(source.uri) else beside.tag(source.uri, source.root)}
-    if not storage.is_remote(uri) and storage.exists(uri):  # copied: the sidecars have other times, too
-        tags |= {tag for tag in [beside.tag(uri)] if Beside.same_but_time(tag, next(iter(tags)))}
-    for name in named:
-        for tag in tags:
-            yield _unit_id(replace(source, uri=uri, source=name), fingerprint, tag)
-
-
-def _key(uri: str) -> str:
-    """A remote name without credentials."""
-    folder, _, name = uri.rpartition("/")
-    return redact_address(uri) if any(c in name for c in "@=&?;") else f"{_folder_key(folder)}/{name}"
-
-
-@functools.lru_cache(maxsize=4096)
-def _folder_key(folder: str) -> str:
-    return redact_address(folder)
-
-
-def current(ledger: Ledger, units: list[Unit]) -> tuple[set[str], list[Failure]]:
+def current(ledger: Ledger, units: list[Unit[CurateJob]]) -> tuple[set[str], list[Failure]]:
     """The units that the catalog shows: those planned now, and for every other source its latest.
 
     So a catalog grows with every folder given to it, and shows a file that changed once, as it is now.
@@ -391,7 +255,7 @@ def _with_quarantine(videos: pa.Table, aside: list[Failure]) -> pa.Table:
     return pa.concat_tables([videos, catalog.table(rows, VIDEOS)]) if rows else videos
 
 
-def _with_earlier(ledger: Ledger, units: list[Unit], quiet: bool) -> list[Unit]:
+def _with_earlier(ledger: Ledger, units: list[Unit[CurateJob]], quiet: bool) -> list[Unit[CurateJob]]:
     """Units that another set of parameters has rows for get them to start from; says what will be computed again."""
     done = ledger.done()
     missing = [unit for unit in units if unit.id not in done]

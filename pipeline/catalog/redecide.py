@@ -21,7 +21,8 @@ from curation.schema import VERDICTS
 from pipeline import storage
 from pipeline.catalog.generation import REPORT_FILE, RUN_FILE
 from pipeline.catalog.summary import Standing, count, describing, reason_counts, standing
-from pipeline.catalog.tables import rewrite, saved
+from pipeline.catalog.tables import saved
+from pipeline.catalog.writer import rewrite
 from pipeline.engine import lease
 
 AS_CURATED = "as_curated"

@@ -18,7 +18,7 @@ from configs.runtime.redaction import redact_address
 from curation.decision.reasons import CATALOG, reason
 from curation.report.page import render
 from curation.schema import VERDICTS
-from pipeline.catalog.tables import About, Describe
+from pipeline.catalog.writer import About, Describe
 from pipeline.engine.version import code_version
 
 _SHOWN = 8  # reasons of a kind, the most frequent first

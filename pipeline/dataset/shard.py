@@ -30,7 +30,8 @@ from configs.runtime.shown import one_line
 from curation.schema import FPS
 from model.config import ModelConfig
 from pipeline import listing, parquet, storage
-from pipeline.catalog import identity, relocate, tables
+from pipeline.catalog import identity, tables
+from pipeline.catalog.located import located
 from pipeline.catalog.summary import made_with, standing
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.dataset import card, superseded, texts
@@ -177,7 +178,7 @@ def _shard(
     encoders = load_encoders(config.model, cfg.encode)
     parameters = _parameters(cfg, encoders)
     check_settings(out, config, parameters)
-    kept = relocate.located(identity.attach(kept, videos), catalog_dir)
+    kept = located(identity.attach(kept, videos), catalog_dir)
     planned = kept.slice(0, limit)
     ledger = Ledger(storage.join(out, "ledger", "shard"), TABLES, parameters)
     mend(ledger.root, TABLES, say)
@@ -210,7 +211,7 @@ def _shard(
     compared = superseded.compare(plans.values(), planned, clips, answered)
     table = superseded.mark(refresh(carried_over(rows, out), clips), compared)
     table = join_fields(table, *read_fields(out).values())
-    causes = _causes(failed, relocate.located(videos, catalog_dir), set(table["sample_id"].to_pylist()))
+    causes = _causes(failed, located(videos, catalog_dir), set(table["sample_id"].to_pylist()))
     causes += [f"{failure.key}: {failure.cause}" for failure in outcome.quarantined] + left
     tars = dataset.tar_digests(ledger.read("tars", wanted=wanted))
     curated = card.curation(clips, videos, set(table["video_id"].to_pylist()))

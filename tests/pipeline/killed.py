@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
 from configs import schema  # noqa: E402
 from curation.schema import CLIPS, VIDEOS  # noqa: E402
-from pipeline.catalog import queries, tables  # noqa: E402
+from pipeline.catalog import queries, tables, writer  # noqa: E402
 from pipeline.catalog.summary import describing  # noqa: E402
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -42,7 +42,7 @@ def curate(root: str) -> None:
     def pieces(columns: list[str]) -> list[pa.Table]:
         return [clips.select(columns)]
 
-    tables.write(root, videos, lambda columns: iter(pieces(columns)), config.curation, 1, describing(config, {}))
+    writer.write(root, videos, lambda columns: iter(pieces(columns)), config.curation, 1, describing(config, {}))
 
 
 def relocate(root: str) -> None:

@@ -317,7 +317,7 @@ def test_status_of_a_first_run_that_has_not_ended(
     def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(curate.tables, "write", killed)
+    monkeypatch.setattr(curate.writer, "write", killed)
     with pytest.raises(KeyboardInterrupt):
         run(videos, out)
     shown = str(queries.status(str(out)))

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def test_the_last_version_of_a_file_is_shown_whatever_the_clock_said(
     (other / "more.mp4").write_text("more")
     run(media, out)
     (media / "0.mp4").write_text("another version, longer")
-    now = curate.engine.time.time
+    now = time.time
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.engine.ledger.time.time", lambda: now() + later)
         run(media, out)

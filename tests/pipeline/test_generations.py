@@ -16,7 +16,7 @@ from configs import schema
 from configs.errors import EchoForgeError
 from curation.schema import CLIPS, VIDEOS, table
 from pipeline import listing, storage
-from pipeline.catalog import generation, queries, tables
+from pipeline.catalog import generation, queries, tables, writer
 from pipeline.catalog.summary import describing
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +42,7 @@ def make(root: str, *overrides: str) -> str:
     def pieces(columns: list[str]) -> Any:
         yield table(clips, CLIPS).select(columns)
 
-    tables.write(root, table(videos, VIDEOS), pieces, config.curation, 2, describing(config, {}))
+    writer.write(root, table(videos, VIDEOS), pieces, config.curation, 2, describing(config, {}))
     return root
 
 

@@ -18,7 +18,7 @@ from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from curation.schema import clip_id, video_id
 from pipeline import storage
-from pipeline.catalog import curate, relocate
+from pipeline.catalog import curate, located, relocate
 from pipeline.catalog import queries as catalog
 
 CALLS: list[str] = []
@@ -246,10 +246,10 @@ def test_relative_names_of_earlier_catalogs_are_found_again(tmp_path: Path, monk
         before.setattr("curation.sources.listing.absolute", lambda name: name)
         assert len(run("old", "older", out="catalog")) == 4 and uris("catalog")[0] == "old/a.mp4"
     monkeypatch.chdir(tmp_path / "work")
-    where = relocate.found(uris(), "../catalog")
+    where = located.found(uris(), "../catalog")
     assert where["old/more/c.mp4"] == str(tmp_path / "old/more/c.mp4")
     shutil.move(tmp_path / "older", tmp_path / "work" / "elsewhere")
-    assert relocate.found(uris(), "../catalog")["older/d.mp4"] == "older/d.mp4", "nowhere: reading it will say so"
+    assert located.found(uris(), "../catalog")["older/d.mp4"] == "older/d.mp4", "nowhere: reading it will say so"
     assert relocate.relocate("../catalog", "older", "elsewhere").sources == 1
     assert run("../old", "elsewhere") == []
     assert uris() == [str(tmp_path / f"old/{n}") for n in ("a.mp4", "b [x].mp4", "more/c.mp4")] + [

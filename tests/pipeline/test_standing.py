@@ -24,7 +24,7 @@ from curation.schema import CLIPS, VIDEOS, table
 from pipeline.catalog import queries
 from pipeline.catalog.generation import Change
 from pipeline.catalog.summary import describing, standing, summarise
-from pipeline.catalog.tables import decide
+from pipeline.catalog.writer import decide
 from pipeline.dataset.shard import shard
 
 CLIP = {
