@@ -228,6 +228,12 @@ def from_mapping(data: Mapping[str, Any]) -> Config:
     return Config(preset=str(data.get("preset", "custom")), seed=seed, **built)
 
 
+def sections(config: Config) -> dict[str, Any]:
+    """Every section of every package by its name, as :func:`configs.weights.needs` takes them."""
+    groups = [getattr(config, group) for group in _GROUPS]
+    return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+
+
 def to_mapping(config: Config) -> dict[str, Any]:
     """The flat mapping that :func:`from_mapping` reads back; what is saved with every output."""
     flat: dict[str, Any] = {"preset": config.preset, "seed": config.seed}

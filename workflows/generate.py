@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs import strict, weights
+from configs import weights
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
 from configs.schema import Config
@@ -99,7 +99,7 @@ def generate(
         _check_length(seconds, config)
     check_network(checkpoint, config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    weights.require(strict.to_dict(config.model) | {"faces": strict.to_dict(config.curation.faces)})
+    weights.require(**vars(config.model), faces=config.curation.faces)
     pcm = read_sound(audio, _longest(config))
     spoken = len(pcm) // SAMPLES_PER_FRAME
     frames = spoken if seconds is None else round(seconds * FPS)

@@ -70,7 +70,7 @@ def load_encoders(model: ModelConfig, cfg: EncodeConfig) -> Encoders:
         ConfigError: ``cfg.device`` is a GPU, and there is none.
     """
     usable(cfg.device, "encode.device", "execution.shard.gpus=0")
-    weights.require(strict.to_dict(model))
+    weights.require(**vars(model))
     device, dtype = torch.device(cfg.device), getattr(torch, cfg.dtype)
     return Encoders(
         load_codec(model.codec, device, dtype),

@@ -16,10 +16,12 @@ import pytest
 from typer.testing import CliRunner
 
 import cli
-from configs import schema, weights, weights_list
+from configs import schema, weights
 from configs.errors import EchoForgeError, MissingWeights
 from configs.runtime.disk import Refused
 from configs.runtime.locks import LOCK_FILE, Locked
+from configs.weights import download, listing, registry
+from configs.weights.registry import WeightFile
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = "wan2.1-fun-1.3b"
@@ -62,7 +64,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path,
     server.shutdown()
 
 
-def _published(folder: Path, file: weights.WeightFile, data: bytes) -> weights.WeightFile:
+def _published(folder: Path, file: WeightFile, data: bytes) -> WeightFile:
     """``data`` as what the hub holds for ``file``, and the entry with its size and digest."""
     place = folder / str(file.repo) / "resolve" / "main" / str(file.file)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -71,20 +73,18 @@ def _published(folder: Path, file: weights.WeightFile, data: bytes) -> weights.W
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Any:
+def publish(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts other entries of the same names into the registry for one test."""
 
-    def put(*files: weights.WeightFile) -> None:
-        named = {file.name: file for file in weights.REGISTRY} | {file.name: file for file in files}
-        monkeypatch.setattr(weights, "REGISTRY", tuple(named.values()))
-        monkeypatch.setattr(weights, "_BY_NAME", named)
-        monkeypatch.setattr(weights, "_BY_PATH", {file.path: file for file in named.values()})
+    def put(*files: WeightFile) -> None:
+        named = {file.name: file for file in registry.REGISTRY} | {file.name: file for file in files}
+        monkeypatch.setattr(registry, "REGISTRY", tuple(named.values()))
 
     return put
 
 
 def _needs(preset: str, *overrides: str) -> list[weights.Need]:
-    return weights.needs(schema.to_mapping(schema.load(preset, list(overrides))))
+    return weights.needs(**schema.sections(schema.load(preset, list(overrides))))
 
 
 def test_every_key_that_names_a_file_is_known() -> None:
@@ -144,10 +144,7 @@ def test_a_missing_file_is_named_with_its_place_and_the_command_that_gets_it(
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
     for need in _needs(REAL):
         assert need.known is not None
-        kind = [
-            schema.to_mapping(schema.load(REAL))[s.split(".")[0]][s.split(".")[1]]
-            for s in weights.KEYS[need.key].switch
-        ]
+        kind = need.switch
         for configured in (need.configured, None):
             if configured is None and need.key == "checkpoint.init":
                 continue
@@ -170,12 +167,12 @@ def test_several_missing_files_are_one_sentence_and_one_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
-    mapping = schema.to_mapping(schema.load(REAL))
+    model = schema.load(REAL).model
     encoders = ("codec", "text_encoder", "image_encoder", "audio_encoder")
     with pytest.raises(MissingWeights, match=r"5 files are not in .*weights fetch wan-vae umt5-xxl umt5-tokenizer"):
-        weights.require({key: mapping[key] for key in encoders})
+        weights.require(**{key: getattr(model, key) for key in encoders})
     with pytest.raises(MissingWeights, match="weights fetch wan-vae"):
-        weights.require({"codec": mapping["codec"]})
+        weights.require(codec=model.codec)
 
 
 def test_hub_ids_are_looked_up_and_fail_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,13 +196,13 @@ def test_hub_ids_are_looked_up_and_fail_with_one_sentence(tmp_path: Path, monkey
 
 
 def test_the_preset_is_fetched_from_a_hub_to_the_places_where_it_looks(
-    hub: tuple[Path, type[_Server]], registry: Any, tmp_path: Path
+    hub: tuple[Path, type[_Server]], publish: Any, tmp_path: Path
 ) -> None:
     """list, fetch and check as a user runs them; every file is small and comes through HTTP."""
     folder, server = hub
     files = [need.known for need in _needs(REAL) if need.known]
     small = [replace(f, repo=f.repo or "other/site", file=f.file or f.path, url=None) for f in files]
-    registry(*(_published(folder, file, file.name.encode() * 999) for file in small))
+    publish(*(_published(folder, file, file.name.encode() * 999) for file in small))
 
     def run(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(cli.app, ["weights", *arguments, "--preset", REAL])
@@ -221,7 +218,7 @@ def test_the_preset_is_fetched_from_a_hub_to_the_places_where_it_looks(
     code, text = run("check")
     assert code == 0 and text.count("  ok") == len(files)
     assert "all are here" in run("list")[1] and "Nothing to fetch" in run("fetch")[1]
-    vae = tmp_path / "w" / weights._BY_NAME["wan-vae"].path
+    vae = tmp_path / "w" / registry.by_name()["wan-vae"].path
     vae.write_bytes(vae.read_bytes()[:-1] + b"?")
     code, text = run("check")
     assert code == 3 and re.search(r"wan-vae +digest differs +weights fetch wan-vae", text)
@@ -234,39 +231,39 @@ def test_the_preset_is_fetched_from_a_hub_to_the_places_where_it_looks(
 def test_a_download_that_broke_off_goes_on_and_a_damaged_one_leaves_nothing(hub: tuple[Path, type[_Server]]) -> None:
     folder, server = hub
     data = bytes(range(256)) * 40
-    entry = weights._BY_NAME["wan-vae"]
+    entry = registry.by_name()["wan-vae"]
     file = _published(folder, entry, data)
     server.cut = 4000
     with pytest.raises(EchoForgeError, match="ended after 4000 of 10240"):
-        weights.fetch(file)
+        download.fetch(file)
     part = weights.folder() / f"{file.path}.part"
     assert part.stat().st_size == 4000 and not (weights.folder() / file.path).exists()
     seen: list[tuple[int, int]] = []
-    assert weights.fetch(file, lambda *a: seen.append(a)).read_bytes() == data and seen[-1] == (10240, 10240)
+    assert download.fetch(file, lambda *a: seen.append(a)).read_bytes() == data and seen[-1] == (10240, 10240)
     assert server.asked[-1][1] == "bytes=4000-" and not part.exists()
     server.cut = None
     with pytest.raises(EchoForgeError, match="damaged"):
-        weights.fetch(replace(file, sha256="0" * 64))
+        download.fetch(replace(file, sha256="0" * 64))
     assert not part.exists() and (weights.folder() / file.path).read_bytes() == data, "the good one stays"
     with pytest.raises(EchoForgeError, match="answers 404"):
-        weights.fetch(replace(file, file="gone.pth"))
+        download.fetch(replace(file, file="gone.pth"))
 
 
 def test_without_a_network_fetching_ends_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the port of `discard`: refused
-    hub_files = [file for file in weights.REGISTRY if file.repo][:3]
+    hub_files = [file for file in registry.REGISTRY if file.repo][:3]
     begun: list[str] = []
 
-    def begin(file: weights.WeightFile) -> Any:
+    def begin(file: WeightFile) -> Any:
         begun.append(file.name)
         return lambda *_: None
 
     with pytest.raises(EchoForgeError, match=r"3 files could not be fetched: .*refused.*weights list --urls"):
-        weights.fetch_all(hub_files, begin)
+        download.fetch_all(hub_files, begin)
     assert len(begun) == 1, "a host that does not answer is asked once"
     with pytest.raises(EchoForgeError, match=rf"by hand and put it at {re.escape(str(tmp_path))}"):
-        weights.fetch_all(hub_files[:1], begin)
+        download.fetch_all(hub_files[:1], begin)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -276,7 +273,7 @@ def test_the_list_fits_the_terminal_and_says_everything(
 ) -> None:
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
     needs = _needs(REAL, "aesthetic.enabled=true")
-    text = weights_list.render(REAL, needs, width)
+    text = listing.render(REAL, needs, width)
     assert max(map(len, text.splitlines()[1:])) <= width
     flat = re.sub(r"\s+", "", text)
     for need in needs:
@@ -284,13 +281,13 @@ def test_the_list_fits_the_terminal_and_says_everything(
         for word in (need.known.name, need.known.path, need.known.licence, need.known.what, need.key):
             assert re.sub(r"\s+", "", word) in flat
     assert re.search(r"total +~21\.63 GB +in 10 files; missing: ~21\.63 GB in 10", text)
-    assert len(weights_list.urls(needs).splitlines()) == 10
+    assert len(listing.urls(needs).splitlines()) == 10
 
 
 def test_one_download_at_a_time(hub: tuple[Path, type[_Server]]) -> None:
     """Two that append to one `.part` would damage both; the second says who the first is and touches nothing."""
     folder, server = hub
-    file = _published(folder, weights._BY_NAME["wan-vae"], b"x" * 3_000_000)
+    file = _published(folder, registry.by_name()["wan-vae"], b"x" * 3_000_000)
     answers: list[str] = []
     seen: set[str] = set()
 
@@ -303,11 +300,11 @@ def test_one_download_at_a_time(hub: tuple[Path, type[_Server]]) -> None:
 
     def second() -> None:
         try:
-            weights.fetch(file)
+            download.fetch(file)
         except Locked as error:
             answers.append(str(error))
 
-    assert weights.fetch(file, report).stat().st_size == 3_000_000
+    assert download.fetch(file, report).stat().st_size == 3_000_000
     assert len(server.asked) == 1 and len(answers) == 1
     assert "weights folder" in answers[0] and "`weights fetch`" in answers[0] and LOCK_FILE in seen
     assert [path.name for path in weights.folder().rglob("*") if path.is_file()] == [Path(file.path).name]
@@ -317,9 +314,9 @@ def test_a_disk_that_is_full_or_too_small_is_one_sentence(
     hub: tuple[Path, type[_Server]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = hub
-    file = _published(folder, weights._BY_NAME["wan-vae"], b"x" * 3_000_000)
+    file = _published(folder, registry.by_name()["wan-vae"], b"x" * 3_000_000)
     with pytest.raises(Refused, match=r"wan-vae in .*ECHOFORGE_WEIGHTS.* needs about .* make room"):
-        weights.fetch(replace(file, bytes=10**18))
+        download.fetch(replace(file, bytes=10**18))
     usual = Path.open
 
     def full(path: Path, *arguments: Any, **others: Any) -> Any:
@@ -327,4 +324,4 @@ def test_a_disk_that_is_full_or_too_small_is_one_sentence(
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(Refused, match=r"Wan2\.1_VAE\.pth\.part' could not be written: no space is left"):
-        weights.fetch(file)
+        download.fetch(file)

@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 import cli
 from configs import schema, weights
 from configs.errors import EchoForgeError
+from configs.weights.registry import by_name
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = "wan2.1-fun-1.3b"
@@ -67,7 +68,7 @@ def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _place(name: str) -> Path:
-    path = weights.folder() / weights._BY_NAME[name].path
+    path = weights.folder() / by_name()[name].path
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -27,19 +27,20 @@ def list_files(
     ] = False,
 ) -> None:
     """Every pretrained file that the preset needs: purpose, size, place, licence, present or not; and the total."""
-    from configs import schema, weights, weights_list
+    from configs import schema, weights
     from configs.runtime.program import command
+    from configs.weights import listing
 
     config = load_config(ctx, preset, set_)
-    needed = weights.needs(schema.to_mapping(config))
+    needed = weights.needs(**schema.sections(config))
     if urls:
-        console.say(weights_list.urls(needed))
+        console.say(listing.urls(needed))
         return
     if not needed:
         console.print(f"The preset '{config.preset}' needs no pretrained file.")
         return
-    console.say(weights_list.render(config.preset, needed, console.width))
-    if any(weights_list.is_bad(need.state) for need in needed):
+    console.say(listing.render(config.preset, needed, console.width))
+    if any(listing.is_bad(need.state) for need in needed):
         named = preset_name(ctx, preset)
         options = [*(["--preset", named] if named else []), *(f"--set={value}" for value in overrides(ctx, set_))]
         console.say(f"\nGet what is missing: {command('weights', 'fetch', *options)}")
@@ -63,11 +64,12 @@ def fetch_files(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from configs import schema, weights
+    from configs.weights import download, registry
 
     if name:
-        files = weights.named(name)
+        files = registry.named(name)
     else:
-        needed = weights.needs(schema.to_mapping(load_config(ctx, preset, set_)))
+        needed = weights.needs(**schema.sections(load_config(ctx, preset, set_)))
         files = [need.known for need in needed if need.known and need.state == "missing"]
         for need in needed:
             if need.known and need.state == "size differs":
@@ -81,11 +83,11 @@ def fetch_files(
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Terminal(stderr=True)) as progress:
 
-        def begin(file: weights.WeightFile) -> Callable[[int, int], None]:
+        def begin(file: registry.WeightFile) -> Callable[[int, int], None]:
             task = progress.add_task(file.name, total=file.bytes or file.derived_bytes)
             return lambda done, total: progress.update(task, completed=done, total=total or None)
 
-        came = weights.fetch_all(files, begin)
+        came = download.fetch_all(files, begin)
     for path in came:
         console.print(str(path), soft_wrap=True)
 
@@ -93,18 +95,19 @@ def fetch_files(
 @app.command("check", cls=LongCommand)
 def check_files(ctx: typer.Context, preset: Preset = None, set_: Set = None) -> None:
     """Read what is here and compare it with the known sizes and digests; exit 3 when a file is missing or differs."""
-    from configs import schema, weights, weights_list
+    from configs import schema, weights
+    from configs.weights import listing
 
     config = load_config(ctx, preset, set_)
-    needed = weights.needs(schema.to_mapping(config))
+    needed = weights.needs(**schema.sections(config))
     if not needed:
         console.print(f"The preset '{config.preset}' needs no pretrained file.")
     bad = 0
     for need in needed:
         stopping.check()
-        state = weights.check(need.known, need.path) if need.known and need.path else need.state
-        bad += weights_list.is_bad(state)
-        console.say(weights_list.checked(need, state))
+        state = need.known.check(need.path) if need.known and need.path else need.state
+        bad += listing.is_bad(state)
+        console.say(listing.checked(need, state))
     if bad:
         console.say(
             f"{bad} of {len(needed)} files are missing or differ; they belong in {weights.folder().absolute()}."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from configs.weights import REGISTRY, Need, folder
+from configs.weights import registry
+from configs.weights.places import Need, folder
 
 _BAD = ("missing", "size differs", "digest differs", "not named")
 _NAME, _SIZE = 29, 11  # columns of a line
@@ -45,7 +46,7 @@ def render(preset: str, needs: Sequence[Need], width: int) -> str:
         lines += _folded(known.path if known else str(need.configured or ""), "/", width)
     lines += ["", *_totals(needs)]
     used = {need.known.name for need in needs if need.known}
-    others = [file.name for file in REGISTRY if file.name not in used]
+    others = [file.name for file in registry.REGISTRY if file.name not in used]
     if others:
         lines += ["", "Not used by this configuration, but known to `weights fetch`:"]
         lines += _folded(", ".join(others), " ", width)
