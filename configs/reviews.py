@@ -30,7 +30,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,6 +47,21 @@ AHEAD = timedelta(days=1)
 """Clocks of people's machines differ by less, also where one of them takes local time for UTC."""
 # A part is one import or one click. The largest import is a table of all samples: thousands of rows of 100 bytes.
 _MOST_BYTES, _MOST_ROWS = 64 << 20, 1_000_000
+
+
+@dataclass(frozen=True)
+class Review:
+    """One row of `dataset_schema.REVIEWS`: what a person says of a sample. Frames are half-open; None: an open end."""
+
+    negative_id: str
+    verdict: str
+    issue: str | None
+    frame_start: int | None
+    frame_end: int | None
+    reviewer: str
+    time: datetime | None  # None: not recorded yet
+    note: str | None
+
 
 Frames = tuple[tuple[int, int | None], ...]
 """Half-open ranges of video frames, in order and apart from each other; an end of None is the clip's end."""
@@ -89,7 +103,7 @@ def read(folder: Path) -> pa.Table:
     """All review rows of a negatives folder (schema `REVIEWS`); none when nobody has reviewed.
 
     Raises:
-        EchoForgeError: a part that cannot be read, or a row that breaks the rules of :func:`check`.
+        EchoForgeError: a part that cannot be read, or a row that breaks the rules of :func:`checked`.
     """
     tables = [read_part(path) for path in sorted((folder / FOLDER).glob("*.parquet"))]
     return pa.concat_tables(tables) if tables else REVIEWS.empty_table()
@@ -110,11 +124,11 @@ def read_part(path: Path) -> pa.Table:
     latest = datetime.now(UTC) + AHEAD
     for number, row in enumerate(rows, 1):
         where = f"{path} row {number} ({short(row['negative_id'])})"
-        check(row, where)
-        if row["time"] is None:
+        review = checked(where, **row)
+        if review.time is None:
             raise EchoForgeError(f"{where}: no time; correct or remove the file.")
-        if row["time"] > latest:
-            raise EchoForgeError(f"{where}: its time {row['time']:%Y-%m-%d %H:%M} is yet to come; set this machine's "
+        if review.time > latest:
+            raise EchoForgeError(f"{where}: its time {review.time:%Y-%m-%d %H:%M} is yet to come; set this machine's "
                                  "clock, or correct or remove the file.")  # fmt: skip
     return table
 
@@ -147,8 +161,19 @@ def _length(column: pa.ChunkedArray) -> int:
     return sum(pc.sum(pc.binary_length(part.dictionary).take(part.indices)).as_py() or 0 for part in column.chunks)
 
 
-def check(row: Mapping[str, Any], where: str) -> None:
-    """Refuse a row that is no review.
+def checked(
+    where: str,
+    *,
+    negative_id: object,
+    verdict: object,
+    reviewer: object,
+    issue: object = None,
+    frame_start: object = None,
+    frame_end: object = None,
+    note: object = None,
+    time: datetime | None = None,
+) -> Review:
+    """A review of values that may be anything.
 
     Args:
         where: how the error names the row.
@@ -157,33 +182,39 @@ def check(row: Mapping[str, Any], where: str) -> None:
         EchoForgeError: no sample or reviewer named, an unknown verdict or issue, a value of another type than its column,
             or an empty range of frames.
     """
-    for name in ("negative_id", "verdict", "issue", "reviewer", "note"):
-        if not _is_text(row.get(name)):
-            raise EchoForgeError(f"{where}: {name} is no text.")
-    if not row.get("negative_id"):
+    id_, verdict_ = _text(negative_id, "negative_id", where), _text(verdict, "verdict", where)
+    issue_ = _text(issue, "issue", where)
+    reviewer_, note_ = _text(reviewer, "reviewer", where), _text(note, "note", where)
+    if not id_:
         raise EchoForgeError(f"{where}: no sample is named.")
-    if row.get("verdict") not in VERDICTS:
-        raise EchoForgeError(f"{where}: verdict '{short(row.get('verdict'))}' is not one of {', '.join(VERDICTS)}.")
-    if row.get("issue") is not None and row["issue"] not in ISSUES:
-        raise EchoForgeError(f"{where}: issue '{short(row['issue'])}' is not one of {', '.join(ISSUES)}.")
-    for name in ("frame_start", "frame_end"):
-        value = row.get(name)
-        if value is not None and (type(value) is not int or not -(2**31) <= value < 2**31):
-            raise EchoForgeError(f"{where}: {name} is no whole number that a frame can have.")
-    start, end = row.get("frame_start"), row.get("frame_end")
+    if verdict_ not in VERDICTS:
+        raise EchoForgeError(f"{where}: verdict '{short(verdict)}' is not one of {', '.join(VERDICTS)}.")
+    if issue_ is not None and issue_ not in ISSUES:
+        raise EchoForgeError(f"{where}: issue '{short(issue)}' is not one of {', '.join(ISSUES)}.")
+    start, end = _frame(frame_start, "frame_start", where), _frame(frame_end, "frame_end", where)
     low = 0 if start is None else start
     if low < 0 or (end is not None and end <= low):
         raise EchoForgeError(f"{where}: frames [{low}, {'end' if end is None else end}) are empty or negative.")
-    if not row.get("reviewer"):
+    if not reviewer_:
         raise EchoForgeError(f"{where}: no reviewer.")
+    return Review(id_, verdict_, issue_, start, end, reviewer_, time, note_)
 
 
-def _is_text(value: Any) -> bool:
+def _text(value: object, name: str, where: str) -> str | None:
     """Text that a table can hold (no lone surrogates), or none."""
     try:
-        return value is None or bool(isinstance(value, str) and value.encode("utf-8") is not None)
+        if value is None or (isinstance(value, str) and value.encode("utf-8") is not None):
+            return value
     except UnicodeEncodeError:
-        return False
+        pass
+    raise EchoForgeError(f"{where}: {name} is no text.")
+
+
+def _frame(value: object, name: str, where: str) -> int | None:
+    """The number of a frame (int32; no bool), or none."""
+    if value is None or (isinstance(value, int) and type(value) is int and -(2**31) <= value < 2**31):
+        return value
+    raise EchoForgeError(f"{where}: {name} is no whole number that a frame can have.")
 
 
 def short(value: object) -> str:
@@ -192,17 +223,18 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def latest(reviews: pa.Table) -> list[dict[str, Any]]:
+def latest(reviews: pa.Table) -> list[Review]:
     """The vote of each (negative, reviewer), sorted by them: rule 1."""
-    votes: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in sorted(reviews.to_pylist(), key=_order):
-        votes[row["negative_id"], row["reviewer"]] = row
+    votes: dict[tuple[str, str], Review] = {}
+    for review in sorted((Review(**row) for row in reviews.to_pylist()), key=_order):
+        votes[review.negative_id, review.reviewer] = review
     return [votes[key] for key in sorted(votes)]
 
 
-def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    start, end = (-1 if row[name] is None else row[name] for name in ("frame_start", "frame_end"))
-    return row["time"], _TIE.index(row["verdict"]), row["issue"] or "", start, end, row["note"] or ""
+def _order(review: Review) -> tuple[datetime, int, str, int, int, str]:
+    start, end = (-1 if frame is None else frame for frame in (review.frame_start, review.frame_end))
+    assert review.time is not None
+    return review.time, _TIE.index(review.verdict), review.issue or "", start, end, review.note or ""
 
 
 def judgements(gathered: pa.Table, reviews: pa.Table, *, accept_flags: bool) -> dict[str, Judgement]:
@@ -213,28 +245,31 @@ def judgements(gathered: pa.Table, reviews: pa.Table, *, accept_flags: bool) -> 
         reviews: as :func:`read` gives them; rows of samples that were not gathered are not looked at.
         accept_flags: an open sample with a flag counts as negative (rule 7).
     """
-    votes: dict[str, list[dict[str, Any]]] = {}
-    for row in latest(reviews):
-        votes.setdefault(row["negative_id"], []).append(row)
-    return {
-        row["negative_id"]: judge(votes.get(row["negative_id"], []), row["flags"] or [], accept_flags=accept_flags)
-        for row in gathered.select(["negative_id", "flags"]).to_pylist()
-    }
+    votes: dict[str, list[Review]] = {}
+    for vote in latest(reviews):
+        votes.setdefault(vote.negative_id, []).append(vote)
+    found: dict[str, Judgement] = {}
+    for row in gathered.select(["negative_id", "flags"]).to_pylist():
+        severity: dict[str, float] = {}
+        for flag in row["flags"] or []:
+            severity[flag["issue"]] = max(flag["severity"] or 0.0, severity.get(flag["issue"], 0.0))
+        found[row["negative_id"]] = judge(votes.get(row["negative_id"], []), severity, accept_flags=accept_flags)
+    return found
 
 
 def judge(
-    votes: Sequence[Mapping[str, Any]], flags: Sequence[Mapping[str, Any]] = (), *, accept_flags: bool = False
+    votes: Sequence[Review], flagged: Mapping[str, float] | None = None, *, accept_flags: bool = False
 ) -> Judgement:
     """What one sample counts as: rules 2 to 7.
 
     Args:
-        votes: one row per reviewer, in any order.
-        flags: `issue` and `severity` of what the measures suspect.
+        votes: one of each reviewer, in any order.
+        flagged: issue → severity of what the measures suspect.
     """
-    against = [row for row in votes if row["verdict"] == "negative"]
-    fine = sum(row["verdict"] == "fine" for row in votes)
+    against = [vote for vote in votes if vote.verdict == "negative"]
+    fine = sum(vote.verdict == "fine" for vote in votes)
     if len(against) > fine:
-        issue = _most(Counter(row["issue"] for row in against if row["issue"]))
+        issue = _most(Counter(vote.issue for vote in against if vote.issue))
         return Judgement("negative", issue or "other", _union(against), len(against), fine)
     if fine:
         return Judgement("fine", None, None, len(against), fine)
@@ -242,10 +277,7 @@ def judge(
         return Judgement("skip")
     if not accept_flags:
         return Judgement(None)
-    severity: dict[str, float] = {}
-    for flag in flags:
-        severity[flag["issue"]] = max(flag["severity"] or 0.0, severity.get(flag["issue"], 0.0))
-    return Judgement("negative", _most(severity)) if severity else Judgement("fine")
+    return Judgement("negative", _most(flagged)) if flagged else Judgement("fine")
 
 
 def _most(weights: Mapping[str, float]) -> str | None:
@@ -254,10 +286,10 @@ def _most(weights: Mapping[str, float]) -> str | None:
     return min(weights, key=lambda name: (-weights[name], known.get(name, len(known)), name), default=None)
 
 
-def _union(votes: Iterable[Mapping[str, Any]]) -> Frames | None:
+def _union(votes: Iterable[Review]) -> Frames | None:
     """Rule 5; None: all frames."""
     ranges = sorted(
-        ((row["frame_start"] or 0, row["frame_end"]) for row in votes),
+        ((vote.frame_start or 0, vote.frame_end) for vote in votes),
         key=lambda pair: (pair[0], pair[1] is None, pair[1] or 0),
     )
     joined: list[tuple[int, int | None]] = []

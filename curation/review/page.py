@@ -39,7 +39,7 @@ def data(folder: Path, title: str) -> dict[str, Any]:
     judged = reviews.judgements(gathered, reviewed, accept_flags=False)
     said: dict[str, list[dict[str, object]]] = {}
     for vote in reviews.latest(reviewed):
-        said.setdefault(vote["negative_id"], []).append({k: v for k, v in vote.items() if k != "time"})
+        said.setdefault(vote.negative_id, []).append({k: v for k, v in vars(vote).items() if k != "time"})
     items = [
         {
             "id": row["negative_id"],

@@ -70,33 +70,30 @@ def add(folder: Path, rows: Any) -> int:
     known = set(samples(folder, ["negative_id"]).column("negative_id").to_pylist())
     now = datetime.now(UTC)
     # A microsecond between rows: of two rows of one reviewer for one sample the later in the file counts.
-    complete = [
-        _row(row, number, known) | {"time": now + timedelta(microseconds=number)} for number, row in enumerate(rows, 1)
-    ]
+    complete = [_review(row, number, known, now + timedelta(microseconds=number)) for number, row in enumerate(rows, 1)]
     if not complete:
         return 0
     target = folder / reviews.FOLDER / f"{now:%Y%m%dT%H%M%S}-{time.time_ns() % 10**9:09d}-{os.getpid()}.parquet"
     with disk.replacing(target) as part:
-        pq.write_table(pa.Table.from_pylist(complete, schema=REVIEWS), part)
+        pq.write_table(pa.Table.from_pylist([vars(review) for review in complete], schema=REVIEWS), part)
     return len(complete)
 
 
-def _row(row: Any, number: int, known: set[str]) -> dict[str, Any]:
+def _review(row: Any, number: int, known: set[str], time: datetime) -> reviews.Review:
     """One row of :func:`add`, checked; empty text is none."""
     if not isinstance(row, Mapping):
         raise EchoForgeError(f"review row {number} is no row of named columns.")
     where = f"review row {number} ({reviews.short(row.get('negative_id'))})"
-    found = {name: _text(row.get(name)) for name in EDITABLE}
-    reviews.check(found, where)
-    _check_lengths(found, where)
-    if found["negative_id"] not in known:
+    review = reviews.checked(where, time=time, **{name: _text(row.get(name)) for name in EDITABLE})
+    _check_lengths(review.reviewer, review.note, where)
+    if review.negative_id not in known:
         raise EchoForgeError(f"{where}: no such sample was gathered here.")
-    return found
+    return review
 
 
-def _check_lengths(row: Mapping[str, Any], where: str) -> None:
-    for name, most in LONGEST.items():
-        if len(row[name] or "") > most:
+def _check_lengths(reviewer: str | None, note: str | None, where: str) -> None:
+    for name, text in (("reviewer", reviewer), ("note", note)):
+        if len(text or "") > (most := LONGEST[name]):
             raise EchoForgeError(f"{where}: the {name} has more than {most} characters.")
 
 
@@ -119,7 +116,7 @@ def to_csv(folder: Path, target: Path) -> int:
     table["counts_as"] = [judged[name].verdict for name in table["negative_id"]]
     table["counted_issue"] = [judged[name].issue for name in table["negative_id"]]
     table["counted_frames"] = [judged[name].span for name in table["negative_id"]]
-    votes = pd.DataFrame(reviews.latest(said), columns=EDITABLE)
+    votes = pd.DataFrame([vars(vote) for vote in reviews.latest(said)], columns=EDITABLE)
     merged = table.merge(votes, on="negative_id", how="left")
     with disk.replacing(target) as part:
         spreadsheet.write(merged[EDITABLE + CONTEXT], part)
@@ -141,7 +138,7 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
     records = list(spreadsheet.rows(source.read_bytes(), str(source)))
     if missing := [c for c in ("negative_id", "verdict") if c not in (records[0] if records else {})]:
         raise EchoForgeError(f"{source} has no column '{missing[0]}' or no line; start from `negatives export`.")
-    on_record = {(r["negative_id"], _text(r["reviewer"])): _key(r) for r in reviews.latest(reviews.read(folder))}
+    on_record = {(r.negative_id, _text(r.reviewer)): _key(**vars(r)) for r in reviews.latest(reviews.read(folder))}
     rows = []
     for line, record in enumerate(records, 2):
         if not (record["verdict"] or "").strip():
@@ -152,7 +149,7 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
             raise EchoForgeError(f"{source} line {line} names no reviewer; fill the column or give --reviewer NAME.")
         for name in ("frame_start", "frame_end"):
             row[name] = _frame(row[name], source, line)
-        if on_record.get((row["negative_id"], row["reviewer"])) != _key(row):
+        if on_record.get((row["negative_id"], row["reviewer"])) != _key(**row):
             rows.append(row)
     try:
         return add(folder, rows)
@@ -184,7 +181,7 @@ def merge(folder: Path, others: Iterable[Path]) -> int:
                     f"{part} reviews '{reviews.short(min(foreign))}', which was not gathered in {folder}."
                 )
             for number, row in enumerate(table.to_pylist(), 1):
-                _check_lengths(row, f"{part} row {number}")
+                _check_lengths(row["reviewer"], row["note"], f"{part} row {number}")
             with disk.replacing(target) as part_file:
                 pq.write_table(table, part_file)
             copied += table.num_rows
@@ -209,8 +206,11 @@ def statistics(folder: Path) -> pd.DataFrame:
     return result
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(_text(row.get(name)) for name in ("verdict", "issue", "frame_start", "frame_end", "note"))
+def _key(
+    *, verdict: object, issue: object, frame_start: object, frame_end: object, note: object, **_: object
+) -> tuple[object, ...]:
+    """What a review says, whoever and whenever."""
+    return tuple(_text(value) for value in (verdict, issue, frame_start, frame_end, note))
 
 
 def _frame(text: str | None, source: Path, line: int) -> int | None:

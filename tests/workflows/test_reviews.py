@@ -132,7 +132,7 @@ def test_everyone_gives_the_same_answer_in_any_order_of_parts(
 @given(st.lists(votes(), min_size=1, max_size=6))
 def test_bad_frames_are_those_that_a_negative_vote_names(rows: list[dict[str, Any]]) -> None:
     given_ = [row | {"verdict": "negative"} for row in rows]
-    judged = reviews.judge(given_)
+    judged = reviews.judge([reviews.Review(**row) for row in given_])
     named = {
         frame
         for row in given_
@@ -179,10 +179,10 @@ def test_the_written_rule(given_: list[dict[str, Any]], expected: str) -> None:
 
 
 def test_a_flag_counts_where_nobody_looked_and_flags_are_accepted() -> None:
-    found = [{"issue": "blur", "severity": 0.5}, {"issue": "flicker", "severity": 0.9}]
+    found = {"blur": 0.5, "flicker": 0.9}
     assert str(reviews.judge([], found, accept_flags=True)) == "negative: flicker (by its flag)"
     assert reviews.judge([], found).verdict is None and reviews.judge([], accept_flags=True).verdict == "fine"
-    assert reviews.judge([vote("skip")], found, accept_flags=True).verdict == "skip"
+    assert reviews.judge([reviews.checked("", **vote("skip"))], found, accept_flags=True).verdict == "skip"
 
 
 @pytest.mark.parametrize(
