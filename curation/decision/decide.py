@@ -125,11 +125,8 @@ def _distinct(reasons: pa.ChunkedArray, owner: np.ndarray, wanted: np.ndarray) -
     return [(rows[first], texts.dictionary.take(pa.array(codes[first])).to_numpy(zero_copy_only=False))]
 
 
-def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
-    """Every rule for one row of the clips table: the score, the threshold, and whether it passed."""
-    from curation.schema import CLIPS, table
-
-    one = table([{k: v for k, v in row.items() if k in CLIPS.names}], CLIPS)
+def explain(one: pa.Table, cfg: CurationConfig) -> list[RuleResult]:
+    """Every rule for a clips table of one row: the score, the threshold, and whether it passed."""
     results = []
     for rule, values, valid, bad, sentences in _judged(one, cfg):
         score = float(values[0]) if valid[0] else None
@@ -147,14 +144,14 @@ def explain(row: Mapping[str, Any], cfg: CurationConfig) -> list[RuleResult]:
             )
         )
     found = {str(s[0]).split(":")[0]: str(s[0]) for bad, s in _text_reasons(one, cfg) if len(bad)}
-    boxes = row.get("text_boxes")
+    boxes = one["text_boxes"][0].as_py()
     for kind, action in cfg.decide.text.items():
         best = None if boxes is None else max((float(b["score"]) for b in boxes if b["kind"] == kind), default=0.0)
         results.append(
             RuleResult(kind, "text_boxes", best, "action", action, kind not in found, "reject", found.get(kind, ""))
         )
     if cfg.dedup.enabled:
-        copy = row.get("duplicate_of")
+        copy = one["duplicate_of"][0].as_py()
         results.append(
             RuleResult(
                 "duplicate",

@@ -9,7 +9,6 @@ import base64
 import io
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -22,6 +21,8 @@ from curation.config import CurationConfig
 from curation.decision.reasons import reason
 from curation.decision.rules import rules
 from curation.report.charts import WhatIf, failed_rules, histogram, only_this, what_if
+from curation.report.content import Bar, Cell, Collection, Cost, Distribution, Sheet, Step, Tile, Unreadable
+from curation.report.facts import RunFacts
 from curation.schema import CLIPS, FPS
 
 _SHEET = 6  # borderline clips shown per rule
@@ -32,15 +33,13 @@ _SIGNS = {">=": "≥", "<=": "≤", "abs<=": "± ≤"}
 _LABELS = {"keep": "kept", "hold": "on hold", "reject": "rejected", "error": "unreadable"}
 
 
-def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str, Any]) -> str:
+def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: RunFacts) -> str:
     """The report of a catalog as one page.
 
     The tables' own verdicts are shown; thresholds drawn are those of ``cfg``. Sources that are gone cost thumbnails,
     nothing else.
-
-    Args:
-        run: what ``run.json`` says of the catalog; may be empty.
     """
+    broken = videos.filter(pc.equal(videos["verdict"], "error"))
     hours = _hours(clips)
     verdicts = np.asarray(clips["verdict"].to_pylist(), dtype=object)
     codes = failed_rules(clips)
@@ -54,7 +53,8 @@ def render(videos: pa.Table, clips: pa.Table, cfg: CurationConfig, run: dict[str
         what_ifs=[w for w in _what_ifs(clips, codes, cfg) if w.rows],
         sheets=_sheets(clips, cfg),
         sources=_sources(videos, clips, verdicts, hours),
-        errors=_errors(videos),
+        errors=_unreadable(broken.slice(0, _SHOWN_ERRORS)),
+        more_errors=max(0, broken.num_rows - _SHOWN_ERRORS),
         throughput=_throughput(run),
         held=_held(clips),
         run=run,
@@ -73,25 +73,19 @@ def _span(hours: float) -> str:
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
 
 
-def _tiles(videos: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[dict[str, str]]:
-    tiles = [{"label": "videos", "value": f"{videos.num_rows:,}", "note": f"{len(verdicts):,} clips", "kind": "all"}]
+def _tiles(videos: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[Tile]:
+    tiles = [Tile("videos", f"{videos.num_rows:,}", f"{len(verdicts):,} clips", "all")]
     for verdict in ("keep", "hold", "reject"):
         chosen = verdicts == verdict
         share = chosen.mean() if len(chosen) else 0
-        tiles.append(
-            {
-                "label": _LABELS[verdict],
-                "value": _span(float(hours[chosen].sum())),
-                "note": f"{int(chosen.sum()):,} clips · {share:.0%}",
-                "kind": verdict,
-            }
-        )
+        note = f"{int(chosen.sum()):,} clips · {share:.0%}"
+        tiles.append(Tile(_LABELS[verdict], _span(float(hours[chosen].sum())), note, verdict))
     broken = sum(v == "error" for v in videos["verdict"].to_pylist())
-    tiles.append({"label": "unreadable", "value": f"{broken:,}", "note": "videos", "kind": "error"})
+    tiles.append(Tile("unreadable", f"{broken:,}", "videos", "error"))
     return tiles
 
 
-def _funnel(codes: dict[str, np.ndarray], verdicts: np.ndarray, hours: np.ndarray) -> list[dict[str, Any]]:
+def _funnel(codes: dict[str, np.ndarray], verdicts: np.ndarray, hours: np.ndarray) -> list[Step]:
     """What is left after each rule, most costly first, those that only hold a clip after those that reject it.
 
     A clip counts for the first rule in this order that it fails.
@@ -110,23 +104,21 @@ def _funnel(codes: dict[str, np.ndarray], verdicts: np.ndarray, hours: np.ndarra
     return steps
 
 
-def _step(
-    name: str, alive: np.ndarray, hours: np.ndarray, total: float, kind: str, n: int, lost: float
-) -> dict[str, Any]:
+def _step(name: str, alive: np.ndarray, hours: np.ndarray, total: float, kind: str, n: int, lost: float) -> Step:
     left = float(hours[alive].sum())
-    return {
-        "name": name.replace("_", " "),
-        "clips": int(alive.sum()),
-        "hours": _span(left),
-        "left": 100 * left / total,
-        "lost": 100 * lost / total,
-        "lost_clips": n,
-        "lost_hours": _span(lost),
-        "kind": kind,
-    }
+    return Step(
+        name=name.replace("_", " "),
+        clips=int(alive.sum()),
+        hours=_span(left),
+        left=100 * left / total,
+        lost=100 * lost / total,
+        lost_clips=n,
+        lost_hours=_span(lost),
+        kind=kind,
+    )
 
 
-def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
+def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[Distribution]:
     limits: dict[str, list[tuple[float, str]]] = {}
     for rule in rules(cfg):
         if rule.column in CLIPS.names and np.isfinite(rule.limit):
@@ -136,7 +128,7 @@ def _histograms(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
         values = pc.drop_null(clips[column]).to_numpy().astype(float)
         values = values[np.isfinite(values)]
         if len(values):
-            shown.append({"name": column.replace("_", " "), "svg": histogram(values, lines), "n": len(values)})
+            shown.append(Distribution(column.replace("_", " "), histogram(values, lines), len(values)))
     return shown
 
 
@@ -146,7 +138,7 @@ def _what_ifs(clips: pa.Table, codes: dict[str, np.ndarray], cfg: CurationConfig
     return [what_if(rule, clips, only_this(rule.code, codes, len(hours)), keep, hours) for rule in finite]
 
 
-def _sheets(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
+def _sheets(clips: pa.Table, cfg: CurationConfig) -> list[Sheet]:
     """Per rule the clips nearest to its threshold, on both sides, with a thumbnail where the source can be read."""
     sheets = []
     for rule in rules(cfg):
@@ -165,27 +157,27 @@ def _sheets(clips: pa.Table, cfg: CurationConfig) -> list[dict[str, Any]]:
         sheets.append((int(bad.sum()), rule, below + above, values, bad))
     sheets.sort(key=lambda s: -s[0])
     return [
-        {
-            "name": rule.code.replace("_", " "),
-            "limit": f"{rule.column.replace('_', ' ')} {_SIGNS[rule.op]} {rule.limit:g}",
-            "failed": count,
-            "cells": [_cell(clips, i, float(values[i]), bool(bad[i])) for i in chosen],
-        }
+        Sheet(
+            name=rule.code.replace("_", " "),
+            limit=f"{rule.column.replace('_', ' ')} {_SIGNS[rule.op]} {rule.limit:g}",
+            failed=count,
+            cells=[_cell(clips, i, float(values[i]), bool(bad[i])) for i in chosen],
+        )
         for count, rule, chosen, values, bad in sheets[:_SHEETS]
     ]
 
 
-def _cell(clips: pa.Table, row: int, value: float, failed: bool) -> dict[str, Any]:
+def _cell(clips: pa.Table, row: int, value: float, failed: bool) -> Cell:
     uri = clips["source_uri"][row].as_py()
     start, end = clips["start_frame"][row].as_py(), clips["end_frame"][row].as_py()
-    return {
-        "value": f"{value:.3g}",
-        "failed": failed,
-        "name": Path(uri).name,
-        "id": clips["clip_id"][row].as_py(),
-        "at": f"{start / FPS:.1f}–{end / FPS:.1f} s",
-        "image": _thumbnail(uri, start, end, clips["width"][row].as_py(), clips["height"][row].as_py()),
-    }
+    return Cell(
+        value=f"{value:.3g}",
+        failed=failed,
+        name=Path(uri).name,
+        id=clips["clip_id"][row].as_py(),
+        at=f"{start / FPS:.1f}–{end / FPS:.1f} s",
+        image=_thumbnail(uri, start, end, clips["width"][row].as_py(), clips["height"][row].as_py()),
+    )
 
 
 def _thumbnail(uri: str, start: int, end: int, width: int | None, height: int | None) -> str | None:
@@ -203,7 +195,7 @@ def _thumbnail(uri: str, start: int, end: int, width: int | None, height: int | 
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _sources(videos: pa.Table, clips: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[dict[str, Any]]:
+def _sources(videos: pa.Table, clips: pa.Table, verdicts: np.ndarray, hours: np.ndarray) -> list[Collection]:
     names = dict(zip(videos["source_uri"].to_pylist(), videos["source"].to_pylist(), strict=True))
     licences = dict(zip(videos["source"].to_pylist(), videos["licence"].to_pylist(), strict=True))
     count = Counter(videos["source"].to_pylist())
@@ -213,24 +205,25 @@ def _sources(videos: pa.Table, clips: pa.Table, verdicts: np.ndarray, hours: np.
     rows = []
     for name, by in table.items():
         total = sum(by.values())
-        parts = [{"kind": k, "share": 100 * v / total if total else 0} for k, v in by.items()]
         rows.append(
-            {
-                "name": name or "(unnamed)",
-                "licence": licences.get(name) or "",
-                "videos": count[name],
-                "hours": _span(total),
-                "parts": parts,
-                "kept": f"{by['keep'] / total:.0%}" if total else "–",
-                "total": total,
-            }
+            Collection(
+                name=name or "(unnamed)",
+                licence=licences.get(name) or "",
+                videos=count[name],
+                hours=_span(total),
+                parts=[Bar(k, 100 * v / total if total else 0) for k, v in by.items()],
+                kept=f"{by['keep'] / total:.0%}" if total else "–",
+                total=total,
+            )
         )
-    return sorted(rows, key=lambda r: -r["total"])
+    return sorted(rows, key=lambda r: -r.total)
 
 
-def _errors(videos: pa.Table) -> dict[str, Any]:
-    broken = videos.filter(pc.equal(videos["verdict"], "error"))
-    return {"rows": broken.slice(0, _SHOWN_ERRORS).to_pylist(), "more": max(0, broken.num_rows - _SHOWN_ERRORS)}
+def _unreadable(videos: pa.Table) -> list[Unreadable]:
+    columns = (videos[name].to_pylist() for name in ("source_uri", "error_stage", "error"))
+    return [
+        Unreadable(uri.rsplit("/", 1)[-1], stage or "", error or "") for uri, stage, error in zip(*columns, strict=True)
+    ]
 
 
 def _held(clips: pa.Table) -> str | None:
@@ -239,16 +232,14 @@ def _held(clips: pa.Table) -> str | None:
     return "; ".join(dict.fromkeys(reason(code).words for code in codes)) or None
 
 
-def _throughput(run: dict[str, Any]) -> list[dict[str, Any]]:
-    """``run.json`` may carry ``seconds``: operator → CPU seconds, and ``video_seconds``."""
-    seconds, watched = run.get("seconds") or {}, run.get("video_seconds") or 0
-    total = sum(seconds.values()) or 1.0
+def _throughput(run: RunFacts) -> list[Cost]:
+    total = sum(run.seconds.values()) or 1.0
     return [
-        {
-            "name": name,
-            "share": 100 * spent / total,
-            "rate": f"{spent / watched:.3f}" if watched else "–",
-            "spent": f"{spent:,.1f}",
-        }
-        for name, spent in sorted(seconds.items(), key=lambda item: -item[1])
+        Cost(
+            name=name,
+            share=100 * spent / total,
+            rate=f"{spent / run.video_seconds:.3f}" if run.video_seconds else "–",
+            spent=f"{spent:,.1f}",
+        )
+        for name, spent in sorted(run.seconds.items(), key=lambda item: -item[1])
     ]

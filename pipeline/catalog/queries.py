@@ -14,8 +14,9 @@ from configs.runtime.shown import one_line
 from curation.config import CurationConfig
 from curation.decision.decide import RuleResult
 from curation.decision.decide import explain as explain_row
+from curation.report.facts import RunFacts
 from curation.report.page import render
-from curation.schema import CLIPS, VIDEOS
+from curation.schema import CLIPS, VIDEOS, table
 from pipeline import storage
 from pipeline.catalog import generation
 from pipeline.catalog import relocate as relocation
@@ -154,7 +155,7 @@ def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
     row = find_clip(catalog_dir, ids[0])
     if row is None:
         raise EchoForgeError(f"clip '{ids[0]}' went away while '{catalog_dir}' was read; run again.")
-    return Explanation(row, explain_row(row, cfg))
+    return Explanation(row, explain_row(table([row], CLIPS), cfg))
 
 
 def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
@@ -171,7 +172,7 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     if out is not None:
         folders.check_out_file(out, (".html",))
         videos, clips, run = read_whole(catalog_dir, None, LIGHT)
-        storage.write_bytes(out, render(videos, clips, cfg, run).encode())
+        storage.write_bytes(out, render(videos, clips, cfg, RunFacts.from_json(run)).encode())
         return out
     with lease.locked(catalog_dir, "catalog", "catalog report", make=False):
         return _report(catalog_dir, cfg)
@@ -180,7 +181,7 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
 def _report(catalog_dir: str, cfg: CurationConfig) -> str:
     """:func:`report` into the catalog, which is locked: ``tables.json`` names the report."""
     videos, clips, run = read_whole(catalog_dir, None, LIGHT)
-    page = render(videos, clips, cfg, run)
+    page = render(videos, clips, cfg, RunFacts.from_json(run))
     target, now = storage.join(catalog_dir, REPORT_FILE), generation.current(catalog_dir)
     if now is None:
         storage.write_bytes(target, page.encode())

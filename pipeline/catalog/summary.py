@@ -16,6 +16,7 @@ from configs import schema, strict
 from configs.runtime.program import command
 from configs.runtime.redaction import redact_address
 from curation.decision.reasons import CATALOG, reason
+from curation.report.facts import RunFacts
 from curation.report.page import render
 from curation.schema import VERDICTS
 from pipeline.catalog.writer import About, Describe
@@ -190,7 +191,7 @@ def describing(config: Any, facts: dict[str, Any]) -> Describe:
             "versions": {name: _version(name) for name in ("av", "opencv-python-headless", "rapidocr", "torch", "ray")},
             "python": platform.python_version(),
         }
-        return About(run, render(videos, clips, config.curation, run))
+        return About(run, render(videos, clips, config.curation, RunFacts.from_json(run)))
 
     return describe
 

@@ -70,7 +70,11 @@ def test_each_fault_is_rejected_for_its_own_reason_alone(change: dict, code: str
     got, reasons = verdict(GOOD | change, "sync.required=false")
     assert got == "reject"
     assert [r.split(":")[0] for r in reasons] == [code]
-    failed = [r.code for r in explain(GOOD | change, config("sync.required=false")) if not r.passed]
+    failed = [
+        r.code
+        for r in explain(schema.table([GOOD | change], schema.CLIPS), config("sync.required=false"))
+        if not r.passed
+    ]
     assert failed == [code]
 
 

@@ -25,9 +25,9 @@ def test_a_reason_that_only_holds_is_no_rejection_in_funnel_and_what_if(code: st
     clips = table(rows, CLIPS)
     failed = failed_rules(clips)
     steps = _funnel(failed, np.array([row["verdict"] for row in rows], dtype=object), np.ones(len(rows)))
-    kinds = {step["name"]: step["kind"] for step in steps}
+    kinds = {step.name: step.kind for step in steps}
     assert kinds[code.replace("_", " ")] == "hold" and kinds["dark"] == "reject"
-    assert [step["name"] for step in steps][-2] == code.replace("_", " "), "after all that rejects"
+    assert [step.name for step in steps][-2] == code.replace("_", " "), "after all that rejects"
     assert only_this("dark", failed, len(rows)).tolist() == [False, True, False]
 
 
