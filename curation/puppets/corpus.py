@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +235,7 @@ def _described(spot: Plan, file: str, puppet: Puppet, caption: str, speaker: str
         audio_shift_ms=puppet.audio_shift_ms,
         duplicate_of=f"puppet-{spot.source:04d}" if spot.source != spot.index else None,
         caption=caption,
-        identity=json.dumps(puppet.identity.as_dict()),
+        identity=json.dumps(asdict(puppet.identity)),
         mouth_px=puppet.truth.mouth_px,
         face_boxes=puppet.truth.face_boxes,
         mouth_boxes=puppet.truth.mouth_boxes,

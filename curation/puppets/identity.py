@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,6 @@ class Identity:
     lip: float  # redness of the lips, 0..1
     brow: float  # thickness, px at 96
     voice: Voice
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for the manifest."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

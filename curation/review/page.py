@@ -13,9 +13,10 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jinja2
 from jinja2.utils import htmlsafe_json_dumps
@@ -25,11 +26,62 @@ from configs.dataset_schema import ISSUES
 from curation.review import tables
 
 
-def data(folder: Path, title: str) -> dict[str, Any]:
-    """All that the page shows, as plain data for JSON.
+@dataclass(frozen=True)
+class Flag:
+    """What a measure suspects of a sample."""
 
-    Args:
-        folder: a negatives folder (``samples.parquet``, ``videos/``).
+    issue: str
+    severity: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What one person says of a sample (`reviews.Review`), without the time."""
+
+    negative_id: str
+    verdict: str
+    issue: str | None
+    frame_start: int | None
+    frame_end: int | None
+    reviewer: str
+    note: str | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """A gathered sample as the page shows it."""
+
+    id: str
+    stage: str
+    step: int
+    task: str
+    prompt: str
+    seed: int
+    video: str | None  # below the folder
+    strip: str  # data address of a JPEG
+    flags: Sequence[Flag]
+    scores: Mapping[str, float | None]
+    quantiles: Mapping[str, float | None]  # where each score falls among those of real samples
+    reviews: Sequence[Vote]
+    counts_as: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """All that the page shows."""
+
+    title: str
+    issues: Sequence[str]
+    items: Sequence[Item]  # the most severe flag first
+
+    def as_json(self) -> str:
+        """JSON in ASCII, for the served page."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+
+def shown(folder: Path, title: str) -> Shown:
+    """What the page shows of a negatives folder (``samples.parquet``, ``videos/``).
 
     Raises:
         EchoForgeError: nothing was gathered there, or a table cannot be read.
@@ -37,29 +89,30 @@ def data(folder: Path, title: str) -> dict[str, Any]:
     gathered = tables.samples(folder)
     reviewed = reviews.read(folder)
     judged = reviews.judgements(gathered, reviewed, accept_flags=False)
-    said: dict[str, list[dict[str, object]]] = {}
+    votes: dict[str, list[Vote]] = {}
     for vote in reviews.latest(reviewed):
-        said.setdefault(vote.negative_id, []).append({k: v for k, v in vars(vote).items() if k != "time"})
+        values = {name: value for name, value in vars(vote).items() if name != "time"}
+        votes.setdefault(vote.negative_id, []).append(Vote(**values))
     items = [
-        {
-            "id": row["negative_id"],
-            "stage": row["stage"],
-            "step": row["step"],
-            "task": row["task"],
-            "prompt": row["prompt"],
-            "seed": row["seed"],
-            "video": _inside(row["video_path"]),
-            "strip": "data:image/jpeg;base64," + base64.b64encode(row["thumbnail"] or b"").decode(),
-            "flags": [flag | {"severity": _finite(flag["severity"])} for flag in row["flags"] or []],
-            "scores": {p["name"]: _finite(p["value"]) for p in row["scores"] or []},
-            "quantiles": {p["name"]: _finite(p["value"]) for p in row["real_quantiles"] or []},
-            "reviews": said.get(row["negative_id"], []),
-            "counts_as": str(judged[row["negative_id"]]),
-        }
+        Item(
+            id=row["negative_id"],
+            stage=row["stage"],
+            step=row["step"],
+            task=row["task"],
+            prompt=row["prompt"],
+            seed=row["seed"],
+            video=_inside(row["video_path"]),
+            strip="data:image/jpeg;base64," + base64.b64encode(row["thumbnail"] or b"").decode(),
+            flags=[Flag(f["issue"], _finite(f["severity"]), f["reason"]) for f in row["flags"] or []],
+            scores={p["name"]: _finite(p["value"]) for p in row["scores"] or []},
+            quantiles={p["name"]: _finite(p["value"]) for p in row["real_quantiles"] or []},
+            reviews=votes.get(row["negative_id"], []),
+            counts_as=str(judged[row["negative_id"]]),
+        )
         for row in gathered.to_pylist()
     ]
-    items.sort(key=lambda item: -max((f["severity"] or 0.0 for f in item["flags"]), default=-1.0))
-    return {"title": title, "issues": list(ISSUES), "items": items}
+    items.sort(key=lambda item: -max((flag.severity or 0.0 for flag in item.flags), default=-1.0))
+    return Shown(title, ISSUES, items)
 
 
 def _inside(place: str | None) -> str | None:
@@ -70,11 +123,6 @@ def _inside(place: str | None) -> str | None:
         return None
 
 
-def as_json(found: dict[str, Any]) -> str:
-    """JSON in ASCII, for the served page."""
-    return json.dumps(found, allow_nan=False)
-
-
 def shell() -> str:
     """The page without data, for a server that answers ``data.json`` and ``reviews``."""
     return _page(None)
@@ -83,7 +131,7 @@ def shell() -> str:
 def render(folder: Path, title: str) -> str:
     """The page with its data, for a plain file."""
     # In ASCII, with < > & ' as \u003c …: nothing in it ends the script element or begins a comment.
-    return _page(htmlsafe_json_dumps(data(folder, title), allow_nan=False))
+    return _page(htmlsafe_json_dumps(asdict(shown(folder, title)), allow_nan=False))
 
 
 def policy() -> str:

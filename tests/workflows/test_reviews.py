@@ -75,7 +75,7 @@ def write(root: Path, flagged: list[list[dict[str, Any]]], parts: list[list[dict
 
 
 def as_page(folder: Path) -> dict[str, str]:
-    return {item["id"]: item["counts_as"] for item in page.data(folder, "t")["items"]}
+    return {item.id: item.counts_as for item in page.shown(folder, "t").items}
 
 
 def as_csv(folder: Path) -> dict[str, tuple[str, str, str]]:

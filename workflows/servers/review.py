@@ -31,7 +31,7 @@ class _Reviews:
                 page.shell(), kind="text/html; charset=utf-8", policy=f"{page.policy()}; frame-ancestors 'none'"
             )
         if name == _DATA:
-            return Answer(page.as_json(page.data(self._folder, self._title)), kind="application/json")
+            return Answer(page.shown(self._folder, self._title).as_json(), kind="application/json")
         if name == _REVIEWS:
             raise Refused(405, "Reviews are posted here.", Allow="POST")
         if name not in tables.videos(self._folder):
