@@ -1,6 +1,6 @@
 """metrics.jsonl: one JSON object per line, and one printed line with rate and remaining time.
 
-Lines have ``kind``: `train` (means over the steps since the last line), `validation`, `event`. After a resume the
+Lines have ``kind``: `step` (means over the steps since the last line), `validation`, `early_end`. After a resume the
 lines of steps that will be done again are dropped, so a reader never meets a step twice.
 """
 
@@ -11,7 +11,8 @@ import json
 import os
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,45 @@ from train.checkpoints import files
 
 METRICS_FILE = "metrics.jsonl"
 _MAX_LINE = 2**20  # bytes; a real line has hundreds
+
+
+Value = str | float | bool
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of the file.
+
+    Attributes:
+        step: steps done.
+        time: seconds since 1970.
+        values: what was measured, by name.
+    """
+
+    kind: str
+    step: int
+    time: float
+    values: Mapping[str, Value]
+
+    def number(self, name: str) -> float:
+        """The number under ``name``. Raises KeyError where the line has none."""
+        return float(self.values[name])
+
+    def to_json(self) -> str:
+        """Floats that are not finite are written as text, so that the line stays JSON."""
+        clean = {k: (str(v) if isinstance(v, float) and v - v != 0 else v) for k, v in self.values.items()}
+        return json.dumps({"kind": self.kind, "step": self.step, "time": self.time} | clean)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> LogLine | None:
+        """What :meth:`to_json` wrote; None where ``text`` is no such line."""
+        try:
+            values = json.loads(text.decode("utf-8"))
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(values, dict) or type(step := values.pop("step", 0)) is not int:
+            return None
+        return cls(values.pop("kind", ""), step, values.pop("time", 0.0), values)
 
 
 class Tally:
@@ -107,20 +147,20 @@ class Log:
         """
         if self.path is None or not os.path.lexists(self.path):
             return
-        kept = [] if step is None else [text for text, line in _lines(self.path) if line.get("step", 0) <= step]
+        kept = [] if step is None else [text for text, line in _lines(self.path) if line.step <= step]
         part = self.path.with_suffix(".part")
         with disk.refused(self.path):
             files.write_new(part, "".join(f"{text}\n" for text in kept))
             part.replace(self.path)
 
-    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Append one line; floats that are not finite are written as text, so that the line stays JSON."""
+    def write(self, kind: str, step: int, values: Mapping[str, Value]) -> None:
+        """Append one line."""
         if self.path is None:
             return
-        clean = {k: (str(v) if isinstance(v, float) and v - v != 0 else v) for k, v in values.items()}
+        line = LogLine(kind, step, round(time.time(), 3), values)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with disk.refused(self.path), os.fdopen(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3)} | clean) + "\n")
+            file.write(line.to_json() + "\n")
 
     def progress(self, step: int, until: int, stage: str, loss: float, pace: Pace) -> None:
         """Print the state of a stage that goes on to step ``until``, its end or that of ``--steps``."""
@@ -131,7 +171,7 @@ class Log:
         self.say(state)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[LogLine]:
     """All whole lines of a metrics file; a last line that was cut off by a kill is left out.
 
     Raises:
@@ -140,7 +180,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [line for _, line in _lines(path)]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path) -> Iterator[tuple[str, LogLine]]:
     """Each whole line, as it stands there and as it reads."""
     try:
         with files.open_binary(path) as file:
@@ -148,7 +188,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 text = file.readline(_MAX_LINE)
                 if not text:
                     return
-                line = _line(text)
+                line = LogLine.from_json(text)
                 if line is not None:
                     yield text.decode().rstrip("\n"), line
                 elif file.read(1) or len(text) == _MAX_LINE:
@@ -159,17 +199,9 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _line(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) and type(line.get("step", 0)) is int else None
-
-
-def of_kind(lines: Iterable[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+def of_kind(lines: Iterable[LogLine], kind: str) -> list[LogLine]:
     """The lines of one kind, in order."""
-    return [line for line in lines if line.get("kind") == kind]
+    return [line for line in lines if line.kind == kind]
 
 
 def _clock(seconds: float) -> str:

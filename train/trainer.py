@@ -32,10 +32,10 @@ from train.checkpoints import checkpoint
 from train.checkpoints.checkpoint import Progress, State
 from train.config import TrainConfig
 from train.data import inputs, negatives
-from train.data.index import SampleIndex, open_index, read_description
+from train.data.index import SampleIndex, made_with, open_index
 from train.data.loader import Loader
 from train.ema import EMA
-from train.log import Log, Pace, Tally
+from train.log import Log, Pace, Tally, Value
 from train.loop import Loop, StepReport
 from train.objectives import ndpo, reference
 from train.objectives.base import Context, Method
@@ -210,13 +210,13 @@ class _Run:
         self._ended = now
         if step % self.cfg.log.every == 0 or step in (stage.last, until):
             values = {name: parallel.mean(value) for name, value in self.tally.means().items()}
-            timing = {
+            timing: dict[str, Value] = {
                 "lr": report.lr,
                 "grad_norm": report.grad_norm,
                 "seconds": report.seconds,
                 "waited": report.waited,
             }
-            self.log.write("step", step, {"stage": stage.name, "taken": report.taken} | values | timing)
+            self.log.write("step", step, {"stage": stage.name, "taken": report.taken, **values, **timing})
             self.log.progress(step, until, stage.name, values.get("loss", float("nan")), self._pace)
         every = self.cfg.log.validate_every
         if every and step % every == 0 and step < stage.last:
@@ -385,7 +385,8 @@ class _Run:
 
 def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig) -> None:
     """Raise EchoForgeError when the stored features have other widths than the network takes, or `dataset.json` is damaged."""
-    made_by = _made_by(index.root)
+    preset = made_with(index.root)
+    made_by = f", made with preset '{preset}'," if preset else ""
     net = model_cfg.transformer
     wanted = {"text.0": ("text_dim", net.text_dim), "image": ("image_dim", net.image_dim)}
     if net.variant != "base":
@@ -399,12 +400,6 @@ def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig)
                     f"dataset '{index.root}'{made_by} holds {name.partition('.')[0]} features of width {stored}, "
                     f"transformer.{key} is {width}: train with the preset that made it, or shard again with this one."
                 )
-
-
-def _made_by(dataset: str) -> str:
-    """``, made with preset 'x',`` where a local dataset says so."""
-    made = (read_description(dataset) or {}).get("made_with")
-    return f", made with preset '{made['preset']}'," if made else ""
 
 
 class _EarlyEnd(Exception):

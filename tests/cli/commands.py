@@ -76,7 +76,7 @@ def dataset(out: Path) -> Any:
 
 def trained(out: Path) -> Any:
     last = max(path.parent for path in out.glob("step-*/raw.safetensors"))
-    lines = [(x["kind"], x["step"], x.get("loss")) for x in read_metrics(out / METRICS_FILE)]
+    lines = [(x.kind, x.step, x.values.get("loss")) for x in read_metrics(out / METRICS_FILE)]
     return last.name, (last / "raw.safetensors").read_bytes(), (last / "ema.safetensors").read_bytes(), lines
 
 

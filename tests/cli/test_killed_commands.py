@@ -124,7 +124,7 @@ def _run(folder: Path) -> Any:
     run = folder / "run2"
     newest = sorted(run.glob("step-*"))[-1]
     metrics = [
-        {k: v for k, v in line.items() if k in ("kind", "step", "loss", "grad_norm", "lr")}
+        (line.kind, line.step, {k: v for k, v in line.values.items() if k in ("loss", "grad_norm", "lr")})
         for line in read_metrics(run / METRICS_FILE)
     ]
     negatives = pq.read_table(run / "negatives" / "n" / "samples.parquet").to_pylist()

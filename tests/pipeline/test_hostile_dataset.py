@@ -387,7 +387,7 @@ def test_a_table_of_negatives_names_nothing_outside(name: str, tmp_path: Path) -
     table = pa.Table.from_pylist([{"negative_id": "n", "video_path": name, "flags": []}], schema=NEGATIVES)
     pq.write_table(table, tmp_path / "samples.parquet")
     assert [item.video for item in page.shown(tmp_path, "title").items] == [None]
-    row = {"negative_id": "n", "latents_path": name, "audio_source": "a", "sample_id": "s", "task": "i2v"}
+    row = negatives.Gathered("n", "s", "a", "i2v", name)
     with pytest.raises(EchoForgeError, match="outside"):
         negatives._negative(row, Judgement("negative", "blur", None), tmp_path)
 

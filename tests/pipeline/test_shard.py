@@ -557,7 +557,7 @@ def test_a_caption_is_encoded_and_stored_once(world: Path, tmp_path: Path) -> No
     one, same, both, late = (places[row["clip_id"]] for row in rows)
     assert one == same == both[:1] and late == both[1:] and len(both) == 2
     assert verify(str(out)).ok
-    streamed = {s["sample_id"]: s["tensors"] for s in stream(out)}
+    streamed = {s.sample_id: s.tensors for s in stream(out)}
     assert all("text.0" in tensors and "latents" in tensors for tensors in streamed.values()) and streamed
 
 

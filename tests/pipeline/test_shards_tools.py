@@ -197,10 +197,10 @@ def test_streaming_reads_the_same_samples_and_runs_no_pickle(dataset: Path, tmp_
             info = tarfile.TarInfo(name)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
-    found = {item["sample_id"]: item for item in stream(dataset, shuffle=3)}
+    found = {item.sample_id: item for item in stream(dataset, shuffle=3)}
     assert set(found) == set(pq.read_table(dataset / INDEX_FILE)["sample_id"].to_pylist()) and not mark.exists()
     some = next(iter(found))
-    assert torch.equal(found[some]["tensors"]["latents"], sample_tensors(some, "64x64x9", Sizes())["latents"])
+    assert torch.equal(found[some].tensors["latents"], sample_tensors(some, "64x64x9", Sizes())["latents"])
     assert not verify(str(dataset)).ok
 
 

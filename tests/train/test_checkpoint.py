@@ -499,7 +499,7 @@ def test_damaged_metrics_are_named_and_a_cut_line_is_dropped(tmp_path: Path) -> 
     lines = ["".join((json.dumps({"kind": "step", "step": n, "loss": 1.5}), "\n")) for n in range(4)]
     for tail in ("", '{"kind": "st', "\0" * 512, "5"):
         path.write_text("".join(lines) + tail)
-        assert [line["step"] for line in read_metrics(path)] == [0, 1, 2, 3]
+        assert [line.step for line in read_metrics(path)] == [0, 1, 2, 3]
         Log(tmp_path).rewind(2)
         assert path.read_text() == "".join(lines[:3])
     for bad in ("{", "5", "[]", '{"step": "1"}', '{"step": null}', "[" * 100_000, "\0" * 9, "9" * 2**21, '"\udc80"'):

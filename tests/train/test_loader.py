@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -92,12 +93,12 @@ def test_resume_at_any_step_and_world_size(dataset: Path, world: int) -> None:
     for stop in range(steps):
         with Loader(dataset, config(), seed=1, rank=0, world=2) as first:  # stopped on two ranks
             take(first, stop)
-            state = first.state_dict()
-        assert all(isinstance(v, (int, str)) for v in state.values())
+            state = first.state()
+        assert all(isinstance(v, (int, str)) for v in asdict(state).values())
         rest: list[tuple[str, ...]] = [() for _ in range(steps - stop)]
         for rank in range(world):
             with Loader(dataset, config(), seed=1, rank=rank, world=world) as second:
-                second.load_state_dict(state)
+                second.load_state(state)
                 for k, batch in enumerate(take(second, steps - stop)):
                     assert batch.step == stop + k
                     rest[k] += batch.sample_ids
@@ -307,10 +308,10 @@ def test_wrong_uses_are_refused_in_one_sentence(dataset: Path, tmp_path: Path) -
     with pytest.raises(EchoForgeError, match="it is an empty folder"):
         Loader(tmp_path, config(), seed=1)
     with Loader(dataset, config(), seed=1) as loader:
-        state = loader.state_dict()
+        state = loader.state()
         for key, value in (("seed", 2), ("digest", "0"), ("global_batch", 4)):
             with pytest.raises(EchoForgeError, match=key):
-                loader.load_state_dict(state | {key: value})
+                loader.load_state(replace(state, **{key: value}))
     assert issubclass(BadSample, EchoForgeError)
 
 

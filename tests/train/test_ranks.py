@@ -72,7 +72,7 @@ def train(dataset: Path, run: Path, ranks: int, **changes: str) -> None:
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in of_kind(read_metrics(run / METRICS_FILE), "step")]
+    return [line.number("loss") for line in of_kind(read_metrics(run / METRICS_FILE), "step")]
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
@@ -110,8 +110,8 @@ def undisturbed(held_out: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def measured(run: Path) -> list[dict[str, float]]:
     """Losses of every step and of every validation, without what a clock says."""
-    lines = [line for line in read_metrics(run / METRICS_FILE) if line["kind"] in ("step", "validation")]
-    return [{k: v for k, v in line.items() if k == "step" or k.startswith("loss")} for line in lines]
+    lines = [line for line in read_metrics(run / METRICS_FILE) if line.kind in ("step", "validation")]
+    return [{"step": line.step} | {k: v for k, v in line.values.items() if k.startswith("loss")} for line in lines]
 
 
 def test_two_ranks_learn_and_validate_as_one_does(held_out: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ def test_the_cycle_from_start_to_end_and_a_video(world: Path, config: Config, tm
     for row in samples:
         assert (tmp_path / "run" / "negatives" / "n" / row["video_path"]).stat().st_size > 0
     lines = read_metrics(tmp_path / "run" / METRICS_FILE)
-    pushed = [line for line in of_kind(lines, "step") if "negative/push" in line]
-    assert [line["step"] for line in pushed] == [7, 8]
+    pushed = [line for line in of_kind(lines, "step") if "negative/push" in line.values]
+    assert [line.step for line in pushed] == [7, 8]
     kept = [p.name for p in checkpoint.committed(tmp_path / "run") if checkpoint.is_pinned(p)]
     assert kept == ["step-000006", "step-000008"]
     exported = load_file(tmp_path / "run" / "step-000008" / "ema.safetensors")
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_the_same_run(world: Path, config: Config, tmp_path: Pa
     assert second.status == "finished"
     assert weights(tmp_path / "straight") == weights(tmp_path / "halves"), "bitwise"
     a, b = (
-        [json.dumps({k: v for k, v in line.items() if k not in ("time", "seconds", "waited")})
+        [json.dumps([line.step, {k: v for k, v in line.values.items() if k not in ("seconds", "waited")}])
          for line in of_kind(read_metrics(tmp_path / name / METRICS_FILE), "step")]
         for name in ("straight", "halves")
     )  # fmt: skip

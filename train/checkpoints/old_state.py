@@ -27,13 +27,17 @@ METADATA = ".metadata"
 _DCP = "torch.distributed.checkpoint"
 
 
+StandIn = type | torch.dtype | Callable[[object], None]
+"""What a name of the pickle becomes."""
+
+
 class _Stored:
     """An object of the pickle: what was stored in it, and no behaviour."""
 
     def __init__(self, *_: object) -> None: ...
 
 
-def _names() -> dict[tuple[str, str], Any]:
+def _names() -> dict[tuple[str, str], StandIn]:
     """What an old ``.metadata`` may name. Of classes new stand-ins each time: a pickle can change their attributes."""
 
     def index() -> type[_Stored]:
@@ -43,15 +47,21 @@ def _names() -> dict[tuple[str, str], Any]:
         return type("Index", (_Stored,), {"__hash__": lambda s: hash(key(s)), "__eq__": lambda a, b: key(a) == key(b)})
 
     classes = ("Metadata", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata", "StorageMeta")
-    return (
-        {(f"{_DCP}.metadata", name): type(name, (_Stored,), {"__setstate__": _keep}) for name in classes}
-        | {(f"{_DCP}.metadata", "MetadataIndex"): index()}
-        | {(f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"): int, ("torch.serialization", "_get_layout"): lambda _: None}
-        | {(f"{_DCP}.filesystem", "_StorageInfo"): type("Info", (_Stored,), {"__setstate__": _keep})}
-        | {("pathlib", name): type("Place", (_Stored,), {}) for name in ("PosixPath", "WindowsPath")}
-        | {("torch", "Size"): tuple}
-        | {("torch", n): d for n in dir(torch) if isinstance(d := getattr(torch, n), torch.dtype)}
-    )
+    known: dict[tuple[str, str], StandIn] = {
+        (f"{_DCP}.metadata", "MetadataIndex"): index(),
+        (f"{_DCP}.metadata", "_MEM_FORMAT_ENCODING"): int,
+        (f"{_DCP}.filesystem", "_StorageInfo"): type("Info", (_Stored,), {"__setstate__": _keep}),
+        ("torch.serialization", "_get_layout"): lambda _: None,
+        ("torch", "Size"): tuple,
+    }
+    for name in classes:
+        known[f"{_DCP}.metadata", name] = type(name, (_Stored,), {"__setstate__": _keep})
+    for name in ("PosixPath", "WindowsPath"):
+        known["pathlib", name] = type("Place", (_Stored,), {})
+    for name in dir(torch):
+        if isinstance(dtype := getattr(torch, name), torch.dtype):
+            known["torch", name] = dtype
+    return known
 
 
 def _keep(self: Any, state: Any) -> None:

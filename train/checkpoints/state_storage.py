@@ -265,14 +265,13 @@ def _metadata(path: Path) -> dict[str, Stored]:
     if data.get("format") != FORMAT:
         raise Damaged(f"{path.name} is of a format that this version does not know; use the version that wrote it")
     try:
-        return {name: check(name, _stored(one)) for name, one in data["tensors"].items()}
+        found = {}
+        for name, one in data["tensors"].items():
+            chunks = tuple(Chunk(tuple(c["offset"]), tuple(c["shape"]), c["file"]) for c in one["chunks"])
+            found[name] = check(name, Stored(_DTYPES[one["dtype"]], tuple(one["shape"]), chunks))
+        return found
     except (KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path.name} describes no tensors") from error
-
-
-def _stored(data: dict[str, Any]) -> Stored:
-    chunks = [Chunk(tuple(c["offset"]), tuple(c["shape"]), c["file"]) for c in data["chunks"]]
-    return Stored(_DTYPES[data["dtype"]], tuple(data["shape"]), tuple(chunks))
 
 
 def _as_dcp(tensor: Stored) -> TensorStorageMetadata:

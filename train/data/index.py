@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +107,7 @@ class SampleIndex:
         Raises:
             BadSample: the row points outside the dataset, or its sizes contradict each other.
         """
-        return _record(self.table.slice(row, 1).to_pylist()[0])
+        return _record(self.table.slice(row, 1))
 
     def layout(self, bucket: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Type and shape that most samples of ``bucket`` have, per tensor name (of up to 101 rows evenly spread).
@@ -208,8 +207,8 @@ def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:
     return pc.fill_null(mask, False)
 
 
-def read_description(root: str) -> dict[str, Any] | None:
-    """`dataset.json`; None where there is none.
+def made_with(root: str) -> str | None:
+    """Name of the preset that a dataset was made with; None where `dataset.json` is missing or does not say.
 
     Raises:
         EchoForgeError: it is damaged.
@@ -220,7 +219,8 @@ def read_description(root: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise dataset_files.Damaged(root, DATASET_FILE, str(error)) from error
-    return dataset_files.parse_description(data, root)
+    made = dataset_files.parse_description(data, root).get("made_with")
+    return str(made["preset"]) if made else None
 
 
 def fetcher(root: str) -> dataset_files.Fetch:
@@ -239,12 +239,13 @@ def _fetch_remote(root: str, name: str, most: int) -> bytes:
     return read_file(url)
 
 
-def _record(row: dict[str, Any]) -> SampleRecord:
+def _record(one: pa.Table) -> SampleRecord:
+    (row,) = one.to_pylist()
     sample = str(row["sample_id"])
     tensors: dict[str, TensorRef] = {}
     try:
         for item in row["tensors"] or []:
-            ref = _tensor_ref(item, sample)
+            ref = _tensor_ref(sample, **item)
             tensors[ref.name] = ref
         grids = {
             item["variant"]: AudioGrid(
@@ -261,16 +262,28 @@ def _record(row: dict[str, Any]) -> SampleRecord:
     return SampleRecord(sample, row["bucket"], frames, height, width, row["n_captions"] or 0, grids, tensors)
 
 
-def _tensor_ref(item: dict[str, Any], sample: str) -> TensorRef:
-    where = f", tensor '{item['name']}'"
+def _tensor_ref(
+    sample: str,
+    *,
+    name: str,
+    tar: str,
+    offset: int,
+    length: int,
+    dtype: str,
+    shape: list[int] | None,
+    sha256: str | None,
+    xxh3: str | None,
+) -> TensorRef:
+    """Check what the index says of one tensor of ``sample``."""
+    where = f", tensor '{name}'"
     try:
-        tar = dataset_files.check_tar(item["tar"])
+        tar = dataset_files.check_tar(tar)
     except members.BadMember as error:
         raise BadSample(sample, f"{where}: {error}") from error
-    dtype = DTYPES.get(item["dtype"])
-    if dtype is None:
-        raise BadSample(sample, f"{where}: dtype {item['dtype']!r} is not one a shard may hold.")
-    shape, offset, length = tuple(item["shape"] or ()), int(item["offset"]), int(item["length"])
-    if min(shape, default=0) < 0 or offset < 0 or math.prod(shape) * dtype.itemsize != length:
-        raise BadSample(sample, f"{where}: {length} bytes at {offset} cannot hold {list(shape)} {item['dtype']}.")
-    return TensorRef(str(item["name"]), tar, offset, length, dtype, shape, item["sha256"] or "", item["xxh3"] or "")
+    kind = DTYPES.get(dtype)
+    if kind is None:
+        raise BadSample(sample, f"{where}: dtype {dtype!r} is not one a shard may hold.")
+    sizes, offset, length = tuple(shape or ()), int(offset), int(length)
+    if min(sizes, default=0) < 0 or offset < 0 or math.prod(sizes) * kind.itemsize != length:
+        raise BadSample(sample, f"{where}: {length} bytes at {offset} cannot hold {list(sizes)} {dtype}.")
+    return TensorRef(str(name), tar, offset, length, kind, sizes, sha256 or "", xxh3 or "")

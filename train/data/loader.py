@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +51,18 @@ class _Pending:
     tensors: dict[str, Tensor]
     frame0: int
     reads: list[tuple[_Use, Future[None]]]
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """Where a loader stands: a few integers, the same at any world size."""
+
+    epoch: int
+    cursor: int
+    step: int
+    seed: int
+    digest: str  # of the index
+    global_batch: int
 
 
 class Loader(Iterator[Batch]):
@@ -108,32 +119,27 @@ class Loader(Iterator[Batch]):
         self._queue: deque[_Pending] = deque()
         self._next = self._planned = Position()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> LoaderState:
         """The position of the next batch to be yielded, and what it is a position in."""
-        return {
-            "epoch": self._next.epoch,
-            "cursor": self._next.cursor,
-            "step": self._next.step,
-            "seed": self.seed,
-            "digest": self.index.digest,
-            "global_batch": self.order.size,
-        }
+        at = self._next
+        return LoaderState(at.epoch, at.cursor, at.step, self.seed, self.index.digest, self.order.size)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: LoaderState) -> None:
         """Continue after the last batch that was yielded when ``state`` was taken, on any number of ranks.
 
         Raises:
             EchoForgeError: the state belongs to another selection of samples, seed or batch size.
         """
-        mine = self.state_dict()
+        mine = self.state()
         for key, remedy in (
             ("digest", "the samples differ (other dataset, keep-list or split); restore them or start a new run"),
             ("seed", "use the seed of the run, or start a new one"),
             ("global_batch", "keep the global batch within a stage; the number of ranks may change"),
         ):
-            if state[key] != mine[key]:
-                raise EchoForgeError(f"the loader cannot resume: {key} was {state[key]} and is {mine[key]}; {remedy}.")
-        self.seek(Position(int(state["epoch"]), int(state["cursor"]), int(state["step"])))
+            was, now = getattr(state, key), getattr(mine, key)
+            if was != now:
+                raise EchoForgeError(f"the loader cannot resume: {key} was {was} and is {now}; {remedy}.")
+        self.seek(Position(state.epoch, state.cursor, state.step))
 
     def seek(self, position: Position) -> None:
         """Continue at ``position``; batches read ahead are dropped. O(1)."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +31,17 @@ FOLDER = "negatives"
 SAMPLES_FILE = "samples.parquet"
 CACHE_FOLDER = "ref_cache"
 _AGAIN = f"delete {SAMPLES_FILE} and gather again (`negatives gather`)"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the table of a stage says of one generated sample, unchecked."""
+
+    negative_id: str
+    sample_id: str | None
+    audio_source: str | None
+    task: str | None
+    latents_path: str | None
 
 
 @dataclass(frozen=True)
@@ -70,12 +80,13 @@ def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) ->
         EchoForgeError: a table is damaged, or no negative is left.
     """
     where = folder(run, stage)
-    gathered = _table(where / SAMPLES_FILE, NEGATIVES)
-    judged = reviews.judgements(gathered, reviews.read(where), accept_flags=accept_flags)
-    rows = gathered.to_pylist()
+    table = _table(where / SAMPLES_FILE, NEGATIVES)
+    judged = reviews.judgements(table, reviews.read(where), accept_flags=accept_flags)
+    columns = [table.column(field.name).to_pylist() for field in fields(Gathered)]
+    rows = [Gathered(*values) for values in zip(*columns, strict=True)]
     found: list[Negative] = []
     for row in rows:
-        judgement = judged[row["negative_id"]]
+        judgement = judged[row.negative_id]
         if judgement.verdict == "negative" and (not issues or judgement.issue in issues):
             found.append(_negative(row, judgement, where))
     if not found:
@@ -87,20 +98,21 @@ def read(run: Path, stage: str, issues: Sequence[str], *, accept_flags: bool) ->
     return sorted(found, key=lambda n: n.negative_id)
 
 
-def _negative(row: dict[str, Any], judgement: reviews.Judgement, where: Path) -> Negative:
-    if empty := next((name for name in ("sample_id", "task", "latents_path") if not row[name]), None):
-        raise EchoForgeError(f"negative {row['negative_id']} of {where} has no {empty}; {_AGAIN}.")
-    name = one_line(row["latents_path"])[:200]
+def _negative(row: Gathered, judgement: reviews.Judgement, where: Path) -> Negative:
+    if not (row.sample_id and row.task and row.latents_path):
+        empty = next(name for name in ("sample_id", "task", "latents_path") if not getattr(row, name))
+        raise EchoForgeError(f"negative {row.negative_id} of {where} has no {empty}; {_AGAIN}.")
+    name = one_line(row.latents_path)[:200]
     try:
-        path = members.check(where, row["latents_path"])
+        path = members.check(where, row.latents_path)
         there = path.exists()
     except members.BadMember as error:
-        raise EchoForgeError(f"negative {row['negative_id']} has no latents at {name} ({error}); {_AGAIN}.") from error
+        raise EchoForgeError(f"negative {row.negative_id} has no latents at {name} ({error}); {_AGAIN}.") from error
     if not there:
-        raise EchoForgeError(f"negative {row['negative_id']} has no latents at {name}; {_AGAIN}.")
-    source = row["audio_source"] or row["sample_id"]
+        raise EchoForgeError(f"negative {row.negative_id} has no latents at {name}; {_AGAIN}.")
+    source = row.audio_source or row.sample_id
     issue = judgement.issue or "other"
-    return Negative(row["negative_id"], row["sample_id"], source, row["task"], issue, path, judgement.frames)
+    return Negative(row.negative_id, row.sample_id, source, row.task, issue, path, judgement.frames)
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -122,25 +134,39 @@ def condition_index(dataset: str | Path, loader: LoaderConfig, negatives: Sequen
     """
     wanted = {name for n in negatives for name in (n.sample_id, n.audio_source)}
     found = read_samples(dataset, wanted, keep=loader.keep)
-    rows = {row["sample_id"]: row for row in found.to_pylist()}
-    picked = [_condition_row(negative, rows) for negative in negatives]
-    buckets = np.asarray([row["bucket"] for row in picked])
+    rows = {sample: row for row, sample in enumerate(found.column("sample_id").to_pylist())}
+    for negative in negatives:
+        for sample in (negative.sample_id, negative.audio_source):
+            if sample not in rows:
+                raise EchoForgeError(
+                    f"negative {negative.negative_id} was generated from sample {sample}, which the dataset no longer keeps."
+                )
+    video = found.take([rows[n.sample_id] for n in negatives])
+    sound = found.take([rows[n.audio_source] for n in negatives])
+    table = _replaced(video, "sample_id", [n.negative_id for n in negatives])
+    table = _replaced(table, "audio", sound.column("audio"))
+    table = _replaced(table, "tensors", _with_sound(video.column("tensors"), sound.column("tensors")))
+    buckets = np.asarray(table.column("bucket").to_pylist())
     digest = hashlib.sha256("\n".join(n.negative_id for n in negatives).encode()).hexdigest()[:16]
     members = {str(name): np.flatnonzero(buckets == name) for name in sorted(set(buckets))}
-    table = pa.Table.from_pylist(picked, schema=found.schema)
     return SampleIndex(str(dataset).rstrip("/"), "negatives", digest, table, members)
 
 
-def _condition_row(negative: Negative, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    for sample in (negative.sample_id, negative.audio_source):
-        if sample not in rows:
-            raise EchoForgeError(
-                f"negative {negative.negative_id} was generated from sample {sample}, which the dataset no longer keeps."
-            )
-    row, sound = rows[negative.sample_id], rows[negative.audio_source]
-    tensors = [t for t in row["tensors"] if not t["name"].startswith("audio.")]
-    tensors += [t for t in sound["tensors"] if t["name"].startswith("audio.")]
-    return row | {"sample_id": negative.negative_id, "tensors": tensors, "audio": sound["audio"]}
+def _replaced(table: pa.Table, name: str, values: Sequence[object] | pa.ChunkedArray) -> pa.Table:
+    """``table`` with other values in the column ``name``."""
+    field = table.schema.field(name)
+    column = values if isinstance(values, pa.ChunkedArray) else pa.array(values, field.type)
+    return table.set_column(table.schema.get_field_index(name), field, column)
+
+
+def _with_sound(video: pa.ChunkedArray, sound: pa.ChunkedArray) -> list[object]:
+    """Row by row the tensors of ``video``, those of the sound taken from ``sound``."""
+    both = zip(video.to_pylist(), sound.to_pylist(), strict=True)
+    return [
+        [t for t in own or [] if not t["name"].startswith("audio.")]
+        + [t for t in other or [] if t["name"].startswith("audio.")]
+        for own, other in both
+    ]
 
 
 def latents(negative: Negative, shape: Sequence[int]) -> Tensor:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load
@@ -30,10 +30,20 @@ from train.data.reader import Source, open_source, read_tensor
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class StreamedSample:
+    """One whole sample; ``metadata`` is its JSON, as `shard` wrote it."""
+
+    sample_id: str
+    tensors: dict[str, Tensor]
+    metadata: Mapping[str, object]
+    caption: str
+
+
 def stream(
     dataset: str | Path, *, split: str = "train", keep: KeepConfig | None = None, shuffle: int = 100, seed: int = 0
-) -> Iterator[dict[str, Any]]:
-    """Samples of ``split`` one by one, once: ``sample_id``, ``tensors`` (name → tensor), ``meta``, ``caption``.
+) -> Iterator[StreamedSample]:
+    """Samples of ``split`` one by one, once.
 
     Tars are shuffled by ``seed``, then samples in a buffer of ``shuffle``. A tar that is missing or no file of the
     dataset, and a sample that cannot be decoded, is named in the log and left out.
@@ -59,12 +69,12 @@ def stream(
     for item in source.shuffle(shuffle, seed=seed) if shuffle else source:
         if item["__key__"] in wanted:
             try:
-                yield {
-                    "sample_id": item["__key__"],
-                    "tensors": load(item["safetensors"]) | _side(elsewhere, index, rows[item["__key__"]]),
-                    "meta": json.loads(item["json"]),
-                    "caption": item["txt"].decode("utf-8"),
-                }
+                yield StreamedSample(
+                    item["__key__"],
+                    load(item["safetensors"]) | _side(elsewhere, index, rows[item["__key__"]]),
+                    json.loads(item["json"]),
+                    item["txt"].decode("utf-8"),
+                )
             except Exception as error:  # safetensors raises its own kinds
                 log.warning("skipping a bad sample: %s: %s", item["__key__"], error)
 

@@ -34,9 +34,9 @@ def curves(run: Path) -> tuple[Curve, Curve, Curve]:
     lines = read_metrics(run / METRICS_FILE)
     training, held = of_kind(lines, "step"), of_kind(lines, "validation")
     return (
-        Curve("training", [x["step"] for x in training], [x["loss"] for x in training]),
-        Curve("held out", [x["step"] for x in held], [x["loss"] for x in held]),
-        Curve("held out, average of weights", [x["step"] for x in held], [x["loss_ema"] for x in held]),
+        Curve("training", [x.step for x in training], [x.number("loss") for x in training]),
+        Curve("held out", [x.step for x in held], [x.number("loss") for x in held]),
+        Curve("held out, average of weights", [x.step for x in held], [x.number("loss_ema") for x in held]),
     )
 
 
