@@ -7,7 +7,9 @@ One process without torchrun is the plain path: nothing is wrapped. Under torchr
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -155,6 +157,14 @@ def on_all(action: Callable[[], None]) -> None:
         dist.all_gather_object(failures, failure)
         if first := next(filter(None, failures), None):
             raise EchoForgeError(first)
+
+
+@contextmanager
+def one_process_is_meant() -> Iterator[None]:
+    """Saving and loading from one process without the warning that torch.distributed is off."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -8,40 +8,28 @@ are to be gathered into RUN/negatives/<stage>/ (`train/` generates nothing). Cal
 
 from __future__ import annotations
 
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
-from configs import folders, strict
+from configs import folders
 from configs.errors import EchoForgeError
 from configs.runtime import disk, locks, stopping
-from configs.weights import locate
-from model import attention
-from model.checkpoint import load_into, load_weights
 from model.config import ModelConfig
-from model.transformer import EchoMimicTransformer
-from train import parallel, rng, stages
-from train.checkpoints import checkpoint
-from train.checkpoints.checkpoint import Progress, State
+from train import builders, parallel, stages
+from train.checkpoints import loading, retention, saving
 from train.config import TrainConfig
-from train.data import inputs, negatives
-from train.data.index import SampleIndex, made_with, open_index
-from train.data.loader import Loader
-from train.ema import EMA
-from train.log import Log, Pace, Tally, Value
+from train.data import negatives
+from train.data.index import open_index
+from train.log import Log, Pace
 from train.loop import Loop, StepReport
-from train.objectives import ndpo, reference
-from train.objectives.base import Context, Method
-from train.objectives.sft import SFT
+from train.objectives.base import Method, Reference, Setup
+from train.objectives.registry import OBJECTIVES
+from train.policy import StagePolicy
 from train.stages import Stage
-from train.validation import Validation
 
 _PACE_STEPS = 50
 """The mean behind the time that is left is over at least so many steps: enough that one slow batch hardly shows."""
@@ -93,11 +81,21 @@ def train(
         world = parallel.start(cfg.optim, device)
         stack.callback(parallel.stop)
         parallel.on_main(lambda: stack.enter_context(locks.locked(out, "run", "train")), "locking the run")
-        run = stack.enter_context(_Run(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world, preset))
-        return run.go(max_steps)
+        trainer = stack.enter_context(
+            Trainer(dataset, out, model_cfg, cfg, seed, resume, accept_flags, say, world, preset)
+        )
+        return trainer.run(max_steps)
 
 
-class _Run:
+@dataclass(frozen=True)
+class StageEnd:
+    """Why the steps of a stage ended: they are done; ``early``, for this reason; or the run is to pause."""
+
+    paused: bool = False
+    early: str | None = None
+
+
+class Trainer:
     """The parts of a run and the walk through its stages."""
 
     def __init__(
@@ -113,50 +111,37 @@ class _Run:
         world: parallel.World,
         preset: str | None,
     ) -> None:
-        self.dataset, self.out, self.cfg, self.seed, self.world = dataset, out, cfg, seed, world
-        self.model_cfg, self.accept_flags = model_cfg, accept_flags
-        self.preset = preset
+        self.dataset, self.out, self.model_cfg, self.cfg, self.world = dataset, out, model_cfg, cfg, world
+        self.accept_flags = accept_flags
         self.stages = stages.plan(cfg)
-        parallel.on_main(lambda: checkpoint.clean(out), "cleaning up after an interrupted checkpoint")
-        found = checkpoint.latest(out)
+        parallel.on_main(lambda: retention.clean(out), "cleaning up after an interrupted checkpoint")
+        found = retention.latest(out)
         if found is not None and not resume:
             raise EchoForgeError(f"{out} already holds a run; continue it, or name another folder.")
         index = open_index(dataset, split="train", keep=cfg.loader.keep)
-        _check_dataset(index, cfg, model_cfg)
-        self.loader = self._loader(index)
+        builders.check_dataset(index, cfg, model_cfg)
+        self.loader = builders.build_loader(dataset, cfg, self.stages, index, seed, world)
+        self.info = builders.run_info(dataset, index.digest, model_cfg, cfg, seed, world, preset)
         if found is not None:
-            self._check_same_run(found)
-        network = _build(model_cfg, cfg, seed, found is None)
-        parallel.apply(network, cfg.optim, world)
-        network.to(world.device)
-        self.state = State(network, _optimizer(network, cfg), EMA(network, cfg.ema), Progress())
-        _seed_adam(self.state)
-        self.about = self._about()
-        disk.check_room(out, self._checkpoint_bytes(), "the next checkpoint")
+            loading.read_info(found).check_same_run(self.info, model_cfg.transformer, out)
+        self.state = builders.build_state(model_cfg, cfg, seed, world, new=found is None)
+        disk.check_room(out, self.state.checkpoint_bytes(), "the next checkpoint")
         if found is not None:
-            checkpoint.load(found, self.state)
+            loading.load(found, self.state)
         out.mkdir(parents=True, exist_ok=True)
         self.log = Log(out if world.main else None, say)
         self._new = found is None
         parallel.on_all(lambda: self.log.rewind(None if self._new else self.state.progress.step))
-        self.tally = Tally()
-        self.context = Context(
-            network, model_cfg.phda, cfg, seed, world.device, inputs.read_prompts(dataset),
-            model_cfg.transformer.text_len, model_cfg.transformer.variant, cfg.loader.global_batch, self.tally,
-        )  # fmt: skip
-        self.validation = self._validation()
-        self._base_loss: float | None = None
-        self._pace, self._ended = self._new_pace(), 0.0  # of the stage; when its last step ended
+        self.context = builders.build_context(dataset, model_cfg, cfg, self.state, seed, world)
+        self.validation = builders.build_validation(dataset, self.context, world)
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> Trainer:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.loader.close()
 
-    # ---- the walk -------------------------------------------------------------------------------------------------
-
-    def go(self, max_steps: int | None) -> TrainOutcome:
+    def run(self, max_steps: int | None) -> TrainOutcome:
         """Every stage that is left."""
         progress = self.state.progress
         if self._new:
@@ -171,158 +156,91 @@ class _Run:
                 if not negatives.gathered(self.out, stage.name):
                     return self._outcome("needs_negatives", stage, self._pinned(stage))
                 continue
-            if not self._walk(stage, max_steps):
+            if not self._do_stage(stage, max_steps):
                 return self._outcome("paused", stage, self._commit(None))
-        return self._outcome("finished", None, checkpoint.latest(self.out) or self._commit("end"))
+        return self._outcome("finished", None, retention.latest(self.out) or self._commit("end"))
 
-    def _walk(self, stage: Stage, max_steps: int | None) -> bool:
+    def _do_stage(self, stage: Stage, max_steps: int | None) -> bool:
         """Do one stage; False when the run is to pause before its end."""
         progress = self.state.progress
         if progress.step >= stage.last:
             return True
         self.loader.seek(self.loader.order.position_of(progress.step))
         until = stage.last if max_steps is None else min(stage.last, max_steps)
-        self._base_loss = None
-        self._pace, self._ended = self._new_pace(), 0.0
-        with self._method(stage) as method:
-            if stage.cfg.kind == "ndpo" and self.validation is not None:
-                self._base_loss = self.validation.losses()["loss"]
-            loop = Loop(self.state, self.cfg.optim, [partial(self._report, until)])
-            try:
-                reason = loop.run(stage, method)
-            except _Pause:
-                return False
-            except _EarlyEnd as end:
-                reason = str(end)
-        if reason is not None:
-            self.log.say(f"stage '{stage.name}' ends early at step {progress.step}: {reason}")
-            self.log.write("early_end", progress.step, {"stage": stage.name, "reason": reason})
+        with OBJECTIVES[stage.cfg.kind](self._setup(stage)) as method:
+            end = self._do_steps(stage, method, StagePolicy(self.cfg, stage.last, until))
+        if end.paused:
+            return False
+        if end.early is not None:
+            self.log.say(f"stage '{stage.name}' ends early at step {progress.step}: {end.early}")
+            self.log.write("early_end", progress.step, {"stage": stage.name, "reason": end.early})
             progress.step = stage.last
         progress.stage, progress.method = stage.index + 1, {}
         self._validate(stage.name)
         self._commit(stage.name)
         return True
 
-    def _report(self, until: int, stage: Stage, report: StepReport) -> None:
-        """After a step: log, validate, commit; stop where asked."""
-        step, now = report.step + 1, time.perf_counter()
-        self._pace.add(now - self._ended if self._ended else report.seconds)
-        self._ended = now
-        if step % self.cfg.log.every == 0 or step in (stage.last, until):
-            values = {name: parallel.mean(value) for name, value in self.tally.means().items()}
-            timing: dict[str, Value] = {
-                "lr": report.lr,
-                "grad_norm": report.grad_norm,
-                "seconds": report.seconds,
-                "waited": report.waited,
-            }
-            self.log.write("step", step, {"stage": stage.name, "taken": report.taken, **values, **timing})
-            self.log.progress(step, until, stage.name, values.get("loss", float("nan")), self._pace)
-        every = self.cfg.log.validate_every
-        if every and step % every == 0 and step < stage.last:
-            self._validate(stage.name, during=True)
-        asked = parallel.any_of(stopping.requested() is not None)  # a launcher signals ranks one after the other
-        if step < stage.last and (step >= until or asked):
-            raise _Pause
-        if self.cfg.checkpoint.every and step % self.cfg.checkpoint.every == 0 and step < stage.last:
-            self._commit(None)
+    def _do_steps(self, stage: Stage, method: Method, policy: StagePolicy) -> StageEnd:
+        """The steps that are left; after each log, validate, commit, and stop where asked."""
+        before = None
+        if stage.cfg.kind == "ndpo" and self.validation is not None:
+            before = self.validation.losses()["loss"]
+        # The window holds a whole round of held-out losses and checkpoints, so that the time left does not jump.
+        pace = Pace(max(_PACE_STEPS, self.cfg.log.validate_every, self.cfg.checkpoint.every))
+        ended = 0.0  # when the step before was
+        for report in Loop(self.state, self.cfg.optim).steps(stage, method):
+            done, now = report.step + 1, time.perf_counter()
+            pace.add(now - ended if ended else report.seconds)
+            ended = now
+            if policy.logs(done):
+                self._log_step(stage, report, policy.until, pace)
+            if policy.validates(done):
+                loss = self._validate(stage.name)
+                if loss is not None and (reason := policy.harms(loss, before)):
+                    return StageEnd(early=reason)
+            asked = parallel.any_of(stopping.requested() is not None)  # a launcher signals ranks one after the other
+            if policy.pauses(done, asked):
+                return StageEnd(paused=True)
+            if policy.commits(done):
+                self._commit(None)
+            if (reason := method.stop_reason()) is not None:
+                return StageEnd(early=reason)
+        return StageEnd()
 
-    def _validate(self, stage: str, during: bool = False) -> None:
+    def _log_step(self, stage: Stage, report: StepReport, until: int, pace: Pace) -> None:
+        step = report.step + 1
+        values = {name: parallel.mean(value) for name, value in self.context.tally.means().items()}
+        self.log.write("step", step, {
+            "stage": stage.name, "taken": report.applied, **values, "lr": report.lr, "grad_norm": report.grad_norm,
+            "seconds": report.seconds, "waited": report.data_time,
+        })  # fmt: skip
+        self.log.progress(step, until, stage.name, values.get("loss", float("nan")), pace)
+
+    def _validate(self, stage: str) -> float | None:
+        """Log the held-out losses; that of the weights themselves, None where none is taken."""
         if self.validation is None:
-            return
+            return None
         losses = self.validation.losses()
         with self.state.ema.swapped():
             averaged = self.validation.losses()["loss"]
         step = self.state.progress.step
         self.log.write("validation", step, {"stage": stage, **losses, "loss_ema": averaged})
         self.log.say(f"held-out loss {losses['loss']:.4f} (average of weights: {averaged:.4f}) at step {step}")
-        limit = self.cfg.objective.negative.ratio_stop
-        if during and self._base_loss is not None and limit and losses["loss"] > limit * self._base_loss:
-            raise _EarlyEnd(f"the held-out loss rose from {self._base_loss:.4f} to {losses['loss']:.4f}")
+        return losses["loss"]
 
-    # ---- objectives -----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _method(self, stage: Stage) -> Iterator[Method]:
-        positives = SFT(self.context, self.loader)
-        if stage.cfg.kind == "sft":
-            yield positives
-            return
-        assert stage.source is not None
-        chosen = negatives.read(self.out, stage.source, stage.cfg.issues, accept_flags=self.accept_flags)
-        index = negatives.condition_index(self.dataset, self.cfg.loader, chosen)
-        by_id = {n.negative_id: n for n in chosen}
-        tasks = sorted({n.task for n in chosen})
-        source = partial(Loader, self.dataset, self.cfg.loader, seed=self.seed, tasks=tasks, index=index)
-        cache, network = self._reference(stage, source, by_id)
-        size = self.cfg.objective.negative.batch_size
-        with source(global_batch=size, rank=self.world.rank, world=self.world.size) as stream:
-            stream.seek(stream.order.position_of(self.state.progress.step - stage.first))
-            yield ndpo.NDPO(
-                self.context, positives, stream, chosen, cache=cache, network=network, state=self.state.progress.method
-            )
-
-    def _reference(
-        self, stage: Stage, source: Callable[..., Loader], by_id: dict[str, negatives.Negative]
-    ) -> tuple[reference.Cache | None, torch.nn.Module | None]:
-        """The checkpoint that made the negatives: its losses at fixed draws, or the network itself."""
-        cfg = self.cfg.objective.negative
-        origin = next(s for s in self.stages if s.name == stage.source)
-        path = self._pinned(origin)
-        kind = origin.cfg.weights
-
-        def network() -> torch.nn.Module:
-            built = EchoMimicTransformer(self.model_cfg.transformer)
-            load_into(built, load_weights(checkpoint.exported(path, kind) or path), source=str(path))
-            return ndpo.frozen_copy(built.to(self.world.device))
-
-        if cfg.reference == "model":
-            return None, network()
-        key = strict.digest([checkpoint.digest(path, kind), cfg.draws, cfg.t_min, cfg.t_max, self.cfg.objective.shift,
-                             sorted((name, *(n.frames or ())) for name, n in by_id.items())])  # fmt: skip
-        table = negatives.folder(self.out, str(stage.source)) / negatives.CACHE_FOLDER / f"{key}.parquet"
-
-        def compute() -> None:
-            if not table.is_file():
-                with source(global_batch=1, once=True) as once:
-                    ndpo.cache_losses(table, self.context, once, by_id, network())
-
-        parallel.on_main(compute, "computing the reference's losses")
-        return reference.read(table), None
-
-    # ---- parts ----------------------------------------------------------------------------------------------------
-
-    def _loader(self, index: SampleIndex) -> Loader:
-        cfg = self.cfg
-
-        def task_of(step: int, place: int) -> str:
-            stage = next((s for s in self.stages if s.first <= step < s.last), self.stages[-1])
-            return rng.choice(stages.mix_of(stage.cfg, cfg.tasks), self.seed, step, place, "task")
-
-        mixes = [stages.mix_of(s.cfg, cfg.tasks) for s in self.stages if s.cfg.kind != "negatives"]
-        tasks = sorted({task for mix in mixes for task, weight in mix.items() if weight > 0})
-        return Loader(
-            self.dataset, cfg.loader, seed=self.seed, tasks=tasks, task_of=task_of,
-            rank=self.world.rank, world=self.world.size, index=index,
+    def _setup(self, stage: Stage) -> Setup:
+        """What the stage's objective is built from."""
+        origin = next((s for s in self.stages if s.name == stage.source), None)
+        reference = Reference(self._pinned(origin), origin.cfg.weights) if origin is not None else None
+        return Setup(
+            self.context, stage, self.loader, self.dataset, self.out, self.model_cfg.transformer, self.world,
+            self.state.progress, self.accept_flags, reference,
         )  # fmt: skip
-
-    def _new_pace(self) -> Pace:
-        """Its window holds a whole round of held-out losses and checkpoints, so that the time left does not jump."""
-        return Pace(max(_PACE_STEPS, self.cfg.log.validate_every, self.cfg.checkpoint.every))
-
-    def _validation(self) -> Validation | None:
-        if not self.cfg.log.validation_samples:
-            return None
-        mix = self.cfg.tasks.mix
-        task = max(sorted(mix), key=lambda name: mix[name])
-        return Validation(
-            self.dataset, self.cfg.loader, self.context, task=task, rank=self.world.rank, world=self.world.size
-        )
 
     def _pinned(self, stage: Stage) -> Path:
         """The pinned checkpoint that stands before ``stage``; committed now when it is not there."""
-        for path in reversed(checkpoint.committed(self.out)):
-            if checkpoint.is_pinned(path) and path.name == f"step-{stage.first:06d}":
+        for path in reversed(retention.committed(self.out)):
+            if retention.is_pinned(path) and path.name == f"step-{stage.first:06d}":
                 return path
         return self._commit(stage.name)
 
@@ -330,128 +248,11 @@ class _Run:
         parallel.on_main(lambda: locks.check(self.out), "committing a checkpoint")
         try:
             with disk.refused(self.out / f"step-{self.state.progress.step:06d}"):
-                return checkpoint.save(
-                    self.out, self.state, self.about, keep_last=self.cfg.checkpoint.keep_last, pin=pin
-                )
+                return saving.save(self.out, self.state, self.info, keep_last=self.cfg.checkpoint.keep_last, pin=pin)
         except disk.Refused:
             if self.world.main:
-                checkpoint.clean(self.out)  # the half takes the room that the others need
+                retention.clean(self.out)  # the half takes the room that the others need
             raise
-
-    def _checkpoint_bytes(self) -> int:
-        """Of one checkpoint at the end of a stage: every tensor of the state, and the weights once more, raw and averaged.
-
-        It is written beside the one that it replaces. Checkpoints that are kept add up; they are not counted here.
-        """
-        tensors = self.state.tensors()
-        weights = sum(t.numel() * t.element_size() for name, t in tensors.items() if name.startswith("model."))
-        return 2 * weights + sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def _outcome(self, status: Status, stage: Stage | None, path: Path) -> TrainOutcome:
         return TrainOutcome(status, self.state.progress.step, stage.name if stage else None, path)
-
-    def _about(self) -> dict[str, Any]:
-        """What every checkpoint says of the run that made it."""
-        return {
-            "model": strict.to_dict(self.model_cfg),
-            "train": strict.to_dict(self.cfg),
-            "preset": self.preset,
-            "seed": self.seed,
-            "dataset": str(self.dataset),
-            "dataset_digest": self.loader.index.digest,
-            "revision": _revision(),
-            "torch": torch.__version__,
-            "world_size": self.world.size,
-            "device": str(self.world.device),
-        }
-
-    def _check_same_run(self, path: Path) -> None:
-        """Raise EchoForgeError when the run was made with another network, seed or selection of samples."""
-        before = checkpoint.read_about(path)
-        checkpoint.check_transformer(
-            before, self.model_cfg.transformer, f"the run in {self.out} cannot continue", self.preset
-        )
-        remedy = "use what the run was made with, or give another --out"
-        if before["seed"] != self.seed:
-            raise EchoForgeError(
-                f"the run in {self.out} cannot continue: its seed {before['seed']} → {self.seed}; {remedy}."
-            )
-        if before["dataset_digest"] != self.loader.index.digest:
-            raise EchoForgeError(
-                f"the run in {self.out} cannot continue: the samples that it trains on changed "
-                f"(it began with dataset {before['dataset']}; this is {self.dataset}); {remedy}."
-            )
-
-
-def _check_dataset(index: SampleIndex, cfg: TrainConfig, model_cfg: ModelConfig) -> None:
-    """Raise EchoForgeError when the stored features have other widths than the network takes, or `dataset.json` is damaged."""
-    preset = made_with(index.root)
-    made_by = f", made with preset '{preset}'," if preset else ""
-    net = model_cfg.transformer
-    wanted = {"text.0": ("text_dim", net.text_dim), "image": ("image_dim", net.image_dim)}
-    if net.variant != "base":
-        wanted[f"audio.{cfg.loader.audio}"] = ("audio.dim", net.audio.dim)
-    for bucket in index.members:
-        layout = index.layout(bucket)
-        for name, (key, width) in wanted.items():
-            stored = layout[name][1][-1] if name in layout else width
-            if stored != width:
-                raise EchoForgeError(
-                    f"dataset '{index.root}'{made_by} holds {name.partition('.')[0]} features of width {stored}, "
-                    f"transformer.{key} is {width}: train with the preset that made it, or shard again with this one."
-                )
-
-
-class _EarlyEnd(Exception):
-    """Raised inside a step's report: the stage does harm; the message says what."""
-
-
-class _Pause(Exception):
-    """Raised inside a step's report to leave the loop; the state is whole."""
-
-
-def _build(model_cfg: ModelConfig, cfg: TrainConfig, seed: int, new: bool) -> EchoMimicTransformer:
-    """The network with fp32 weights: from ``checkpoint.init``, or random by ``seed``."""
-    attention.use_kernel("auto")
-    with torch.device("meta"):
-        network = EchoMimicTransformer(model_cfg.transformer)
-    network.to(torch.float32).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network.init_weights()
-    if new and cfg.checkpoint.init is not None:
-        path = locate("checkpoint.init", cfg.checkpoint.init)
-        load_into(network, load_weights(path), source=str(path))
-    return network
-
-
-def _optimizer(network: torch.nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    decayed = [p for name, p in named if p.dim() >= 2 and not name.endswith("modulation")]
-    kept = [p for name, p in named if p.dim() < 2 or name.endswith("modulation")]
-    groups = [
-        {"params": decayed, "weight_decay": cfg.optim.weight_decay},
-        {"params": kept, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=cfg.optim.lr, betas=cfg.optim.betas, eps=cfg.optim.eps, fused=True)
-
-
-def _seed_adam(state: State) -> None:
-    """Zero moments before the first step, so that a checkpoint always has the same names."""
-    for group in state.optimizer.param_groups:
-        for parameter in group["params"]:
-            state.optimizer.state[parameter] = {
-                "step": torch.tensor(0.0, device=parameter.device),  # the fused update wants it there
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-
-def _revision() -> str:
-    """The git revision of this code, or 'unknown' outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return answer.stdout.strip()

@@ -43,10 +43,11 @@ from pipeline.engine.progress import Progress, say
 from pipeline.engine.rows import tables as as_tables
 from pipeline.engine.unit import Result, Unit, unit_id
 from train import rng, stages
-from train.checkpoints import checkpoint
+from train.checkpoints import loading, retention
 from train.data import inputs, negatives
 from train.data.index import open_index
 from train.data.loader import Loader
+from train.state import Weights
 from workflows.networks import autocast_for, check_network, load_network
 
 SPLIT = "negatives"
@@ -72,9 +73,7 @@ class GatherSummary:
 class GatherWorker:
     """Generates and measures. Built once per process: network, codec and index load once."""
 
-    def __init__(
-        self, config: Config, dataset: str, step: Path, stage: str, weights: checkpoint.Weights, folder: Path
-    ) -> None:
+    def __init__(self, config: Config, dataset: str, step: Path, stage: str, weights: Weights, folder: Path) -> None:
         self.config, self.dataset, self.step, self.stage, self.weights = config, dataset, step, stage, weights
         self.folder, self.device = folder, config.pipeline.gather.device
         usable(self.device, "gather.device", "gather.share.gpus=0")
@@ -82,7 +81,7 @@ class GatherWorker:
         self.codec = load_codec(config.model.codec, self.device)
         self.index = open_index(dataset, split=SPLIT, keep=config.train.loader.keep)
         self.prompts = inputs.read_prompts(dataset)
-        self.digest = checkpoint.digest(step, weights) if checkpoint.is_pinned(step) else ""
+        self.digest = loading.digest(step, weights) if retention.is_pinned(step) else ""
 
     def run(self, payload: dict[str, Any]) -> Result:
         """``payload``: ``rows`` (of the negatives split), ``seeds``, ``task``."""
@@ -181,7 +180,7 @@ def gather(
         EchoForgeError: no such stage, no checkpoint for it, or no sample of split `negatives`.
     """
     chosen = _stage(run, stage, config)
-    step = next((p for p in checkpoint.committed(run) if p.name == f"step-{chosen.first:06d}"), None)
+    step = next((p for p in retention.committed(run) if p.name == f"step-{chosen.first:06d}"), None)
     if step is None:
         raise EchoForgeError(
             f"stage '{chosen.name}' needs the checkpoint of step {chosen.first}, and {_last_checkpoint(run)}; train first."
@@ -231,7 +230,7 @@ def _gather(
 
 
 def _last_checkpoint(run: Path) -> str:
-    last = checkpoint.latest(run)
+    last = retention.latest(run)
     return f"the last one in '{run}' is {last.name}" if last else f"'{run}' has none: {folders.found(run, 'run')}"
 
 

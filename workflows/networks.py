@@ -15,7 +15,8 @@ from configs.schema import Config
 from model.checkpoint import load_into, load_transformer, load_weights
 from model.config import TransformerConfig
 from model.transformer import EchoMimicTransformer
-from train.checkpoints import checkpoint
+from train.checkpoints import loading, retention
+from train.state import Weights
 
 T = TypeVar("T")
 
@@ -27,9 +28,9 @@ def find(where: str | Path) -> Path:
         EchoForgeError: it is neither a run with a checkpoint, a checkpoint, nor a file.
     """
     path = Path(where)
-    if path.is_file() or checkpoint.is_checkpoint(path):
+    if path.is_file() or retention.is_checkpoint(path):
         return path
-    step = checkpoint.latest(path) if path.is_dir() else None
+    step = retention.latest(path) if path.is_dir() else None
     if step is None:
         what = folders.found(where, "run")
         raise EchoForgeError(
@@ -47,8 +48,8 @@ def check_network(where: str | Path, config: Config) -> None:
 
     def check(step: Path) -> None:
         if not step.is_file():
-            about = checkpoint.read_about(step)
-            checkpoint.check_transformer(about, config.model.transformer, f"'{where}' does not fit", config.preset)
+            info = loading.read_info(step)
+            info.check_transformer(config.model.transformer, f"'{where}' does not fit", config.preset)
 
     _from_newest(where, check)
 
@@ -73,7 +74,7 @@ def _from_newest(where: str | Path, read: Callable[[Path], T]) -> T:
 
 
 def load_network(
-    where: str | Path, cfg: TransformerConfig, device: str, weights: checkpoint.Weights = "ema"
+    where: str | Path, cfg: TransformerConfig, device: str, weights: Weights = "ema"
 ) -> EchoMimicTransformer:
     """The transformer with fp32 weights, ready to generate.
 
@@ -89,10 +90,10 @@ def load_network(
         if step.is_file():
             return load_transformer(cfg, step, device=device, dtype=torch.float32).eval()
         network = EchoMimicTransformer(cfg)
-        if exported := checkpoint.exported(step, weights):
+        if exported := loading.exported(step, weights):
             load_into(network, load_weights(exported), source=str(exported))
         else:
-            checkpoint.load_weights(step, network, weights)
+            loading.load_weights(step, network, weights)
         return network.to(device).eval()
 
     return _from_newest(where, load)

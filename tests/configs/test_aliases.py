@@ -14,7 +14,8 @@ from configs import aliases, schema, strict
 from configs.aliases import Removed, Renamed
 from configs.errors import ConfigError
 from pipeline.dataset import edit
-from train.checkpoints import checkpoint
+from train.checkpoints import loading
+from train.checkpoints.info import CheckpointInfo
 
 OLD = {"conf_min": 4.0, "fitted_conf_min": None, "max_offset": 5, "max_residual": 2}
 TABLE = (
@@ -101,8 +102,8 @@ def test_presets_saved_configurations_and_overrides_are_read_by_their_old_names(
 @pytest.mark.usefixtures("table")
 def test_a_checkpoint_of_an_older_version_is_understood(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"seed": 1, "train": {"read": {"batch": 3}}, "model": {"codec": {}}}')
-    about = checkpoint.read_about(tmp_path)
-    assert about == {"seed": 1, "train": {"loader": {"global_batch": 3}}, "model": {"codec": {}}}
+    info = loading.read_info(tmp_path)
+    assert info == CheckpointInfo(seed=1, train={"loader": {"global_batch": 3}}, model={"codec": {}})
 
 
 @pytest.mark.usefixtures("table")

@@ -29,12 +29,13 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 from configs import schema, strict
 from configs.dataset_schema import NEGATIVES
 from configs.errors import ConfigError, EchoForgeError
+from configs.folders import PROGRESS_FILE
 from configs.schema import Config
 from model.transformer import EchoMimicTransformer
 from train import stages
-from train.checkpoints import checkpoint, manifest
-from train.checkpoints.checkpoint import Progress, State
+from train.checkpoints import loading, manifest, retention, saving
 from train.checkpoints.files import Damaged, digest
+from train.checkpoints.info import RUN_FILE, CheckpointInfo
 from train.checkpoints.state_storage import Chunk, Stored, check
 from train.config import StageConfig
 from train.data import negatives
@@ -42,6 +43,7 @@ from train.ema import EMA
 from train.guard import Guard
 from train.log import METRICS_FILE, Log, read_metrics
 from train.objectives import reference
+from train.state import Progress, State
 from workflows.networks import check_network, load_network
 
 SMALL = [
@@ -70,11 +72,11 @@ def new_state(config: Config, seed: int = 0, step: int = 0) -> State:
 
 
 def save(run: Path, config: Config, step: int, pin: str | None = None) -> Path:
-    about = {
-        "model": strict.to_dict(config.model), "train": strict.to_dict(config.train), "preset": config.preset, "seed": 0,
-        "dataset": "dataset", "dataset_digest": "0" * 16,
-    }  # fmt: skip
-    return checkpoint.save(run, new_state(config, step, step), about, keep_last=9, pin=pin)
+    info = CheckpointInfo(
+        model=strict.to_dict(config.model), train=strict.to_dict(config.train), preset=config.preset, seed=0,
+        dataset="dataset", dataset_digest="0" * 16,
+    )  # fmt: skip
+    return saving.save(run, new_state(config, step, step), info, keep_last=9, pin=pin)
 
 
 def as_plain_dcp(path: Path, state: dict[str, Tensor]) -> Path:
@@ -98,8 +100,8 @@ class Reader:
 
 def resume(path: Path, config: Config) -> State:
     state = new_state(config, 99)
-    checkpoint.read_about(path)
-    checkpoint.load(path, state)
+    loading.read_info(path)
+    loading.load(path, state)
     return state
 
 
@@ -226,9 +228,9 @@ def test_one_flipped_bit_in_any_file_is_found_and_named(whole: Path, config: Con
             at, bit = rng.randrange(len(content)), rng.randrange(8)
             flipped = content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
             with changed(file, flipped):
-                message = refused(lambda: checkpoint.load(path, state), "step-000005", file.name)
+                message = refused(lambda: loading.load(path, state), "step-000005", file.name)
                 assert "go on from step-000003" in message, "an older checkpoint is there"
-    checkpoint.load(path, state)
+    loading.load(path, state)
 
 
 @pytest.mark.parametrize("step", [3, 5])
@@ -258,11 +260,11 @@ DAMAGE = {
     "large": b" " * (2**20 + 1),
 }  # fmt: skip
 TYPES = {
-    checkpoint.PROGRESS_FILE: [
+    PROGRESS_FILE: [
         {"step": "3"}, {"step": None}, {"step": -1}, {"step": 2**70}, {"step": 3.5}, {"step": True}, {"stage": -1},
         {"guard": []}, {"guard": {"mean": "x"}}, {"guard": {"mean": [1]}}, {"guard": {"mean": 1}}, {"method": 5}, {"new": 1},
     ],
-    checkpoint.RUN_FILE: [
+    RUN_FILE: [
         {}, {"model": nested(900)}, {"model": {"transformer": nested(900)}}, {"train": nested(900)},
         {"model": 5}, {"model": []}, {"model": {}},
         {"model": {"transformer": None}}, {"model": {"transformer": [1]}},
@@ -290,7 +292,7 @@ def test_a_damaged_file_is_named_with_the_remedy(whole: Path, config: Config, tm
     """Also when its digest is right: somebody else may have written it."""
     path = without_digests(whole / "step-000003", tmp_path)
     for content in [*DAMAGE.values(), *(json.dumps(value).encode() for value in TYPES[name])]:
-        if name == checkpoint.PROGRESS_FILE and content == b'{"guard": {"mean": 1}}':
+        if name == PROGRESS_FILE and content == b'{"guard": {"mean": 1}}':
             continue  # the next test
         with changed(path / name, content):
             refused(lambda: resume_and_check(path, config), path.name, Path(name).name)
@@ -429,49 +431,49 @@ def test_what_is_cleared_and_deleted_lies_in_the_run(tmp_path: Path, config: Con
     mine = ["step-5-backup.old", "step-notes.tmp", "step-.old", "steps-000001.tmp", "step-²"]
     for name in mine:
         (run / name / "kept").mkdir(parents=True)
-    (run / "step-²" / checkpoint.PROGRESS_FILE).write_text("{}")
+    (run / "step-²" / PROGRESS_FILE).write_text("{}")
     for name in ("step-000001.tmp", "step-000002.old", "step-000007.old", "step-000008.tmp", "LATEST.tmp"):
         (run / name).symlink_to(outside)
     (run / "step-000009.tmp").symlink_to(run / "nothing")
     (run / "step-000010.tmp").write_text("a file")
-    checkpoint.clean(run)
+    retention.clean(run)
     assert {p.name for p in run.iterdir()} == {"step-000002", "LATEST", "LATEST.tmp", *mine}
     (run / "step-000003.tmp").symlink_to(outside)
     (run / "step-000003.old").symlink_to(outside)
     save(run, config, 3)
-    (run / "LATEST.tmp").symlink_to(outside / checkpoint.RUN_FILE)
+    (run / "LATEST.tmp").symlink_to(outside / RUN_FILE)
     (run / "LATEST").unlink()
-    (run / "LATEST").symlink_to(outside / checkpoint.RUN_FILE)
+    (run / "LATEST").symlink_to(outside / RUN_FILE)
     (run / "step-000002.old").symlink_to(outside)
-    checkpoint.retain(run, keep_last=1)
+    retention.retain(run, keep_last=1)
     save(run, config, 4)
     assert sorted(file.relative_to(outside) for file in outside.rglob("*")) == before
     resume(outside, config)
     assert all((run / name / "kept").is_dir() for name in mine)
-    assert [p.name for p in checkpoint.committed(run)] == ["step-000003", "step-000004"]
+    assert [p.name for p in retention.committed(run)] == ["step-000003", "step-000004"]
     assert (run / "LATEST").read_text() == "step-000004\n" and not (run / "LATEST").is_symlink()
 
 
 @pytest.mark.parametrize("content", [b"", b"../../outside", b"\xff\0", b"step-999999", None])
 def test_latest_is_for_others_and_is_never_read(tmp_path: Path, config: Config, content: bytes | None) -> None:
     save(tmp_path, config, 1)
-    (tmp_path / checkpoint.LATEST).unlink()
+    (tmp_path / retention.LATEST).unlink()
     if content is None:
-        (tmp_path / checkpoint.LATEST).mkdir()
-        refused(lambda: checkpoint.clean(tmp_path), checkpoint.LATEST)
+        (tmp_path / retention.LATEST).mkdir()
+        refused(lambda: retention.clean(tmp_path), retention.LATEST)
         return
-    (tmp_path / checkpoint.LATEST).write_bytes(content)
-    checkpoint.clean(tmp_path)
+    (tmp_path / retention.LATEST).write_bytes(content)
+    retention.clean(tmp_path)
     generate(tmp_path, config)
     save(tmp_path, config, 2)
-    assert (tmp_path / checkpoint.LATEST).read_text() == "step-000002\n"
+    assert (tmp_path / retention.LATEST).read_text() == "step-000002\n"
 
 
 def test_a_checkpoint_that_is_a_link_is_refused(tmp_path: Path, config: Config) -> None:
     outside = save(tmp_path / "outside", config, 1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "step-000005").symlink_to(outside)
-    for call in (lambda: checkpoint.latest(tmp_path / "run"), lambda: checkpoint.retain(tmp_path / "run", 1)):
+    for call in (lambda: retention.latest(tmp_path / "run"), lambda: retention.retain(tmp_path / "run", 1)):
         refused(call, "step-000005 of", "is a link")
     generate(outside, config)
 
@@ -488,7 +490,7 @@ def test_a_checkpoint_without_its_digests_or_exports_is_damaged(whole: Path, con
         path = tmp_path / name.replace("/", "-") / "step-000005"
         shutil.copytree(whole / "step-000005", path)
         (path / name).unlink()
-        assert checkpoint.latest(path.parent) == path
+        assert retention.latest(path.parent) == path
         refused(lambda path=path: resume(path, config), name, "missing")
         if name in ("ema.safetensors", "run.json", "digests.json"):
             refused(lambda path=path: generate(path, config), name, "missing")

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from configs.errors import EchoForgeError
+from configs.folders import PROGRESS_FILE
 from configs.schema import load
 from train import rng
-from train.checkpoints import checkpoint
+from train.checkpoints import retention
 from train.ema import EMA
 from train.guard import Guard
 from train.objectives.ndpo import beta, paper_loss, preference_loss, reflected, relative_increase
@@ -107,19 +108,19 @@ def test_the_average_follows_and_swapping_loses_no_bit() -> None:
 def _committed(run: Path, step: int, *, pinned: bool = False) -> Path:
     path = run / f"step-{step:06d}"
     path.mkdir(parents=True)
-    (path / checkpoint.PROGRESS_FILE).write_text("{}")
+    (path / PROGRESS_FILE).write_text("{}")
     if pinned:
-        (path / checkpoint.PIN_FILE).write_text("stage\n")
+        (path / retention.PIN_FILE).write_text("stage\n")
     return path
 
 
 def test_retention_keeps_the_newest_and_what_is_pinned(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50):
         _committed(tmp_path, step, pinned=step in (10, 30))
-    checkpoint.retain(tmp_path, keep_last=1)
-    assert [p.name for p in checkpoint.committed(tmp_path)] == ["step-000010", "step-000030", "step-000050"]
-    checkpoint.retain(tmp_path, keep_last=0)
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-000050"
+    retention.retain(tmp_path, keep_last=1)
+    assert [p.name for p in retention.committed(tmp_path)] == ["step-000010", "step-000030", "step-000050"]
+    retention.retain(tmp_path, keep_last=0)
+    assert retention.latest(tmp_path) == tmp_path / "step-000050"
 
 
 def test_what_a_killed_commit_left_is_cleared(tmp_path: Path) -> None:
@@ -128,8 +129,8 @@ def test_what_a_killed_commit_left_is_cleared(tmp_path: Path) -> None:
     (tmp_path / "step-000020.tmp" / "state").mkdir(parents=True)
     _committed(tmp_path, 30, pinned=True).rename(tmp_path / "step-000030.old")
     _committed(tmp_path, 5).rename(tmp_path / "step-000005.old")
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-000010"
-    checkpoint.clean(tmp_path)
+    assert retention.latest(tmp_path) == tmp_path / "step-000010"
+    retention.clean(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000030"]
 
 

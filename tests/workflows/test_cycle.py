@@ -19,7 +19,7 @@ from pipeline.catalog.curate import curate
 from pipeline.catalog.queries import explain, redecide, status
 from pipeline.dataset.shard import shard
 from pipeline.dataset.verify import verify
-from train.checkpoints import checkpoint
+from train.checkpoints import retention
 from train.log import METRICS_FILE, of_kind, read_metrics
 from train.trainer import train
 from workflows.cycle import run_cycle
@@ -107,7 +107,7 @@ def test_the_cycle_from_start_to_end_and_a_video(world: Path, config: Config, tm
     lines = read_metrics(tmp_path / "run" / METRICS_FILE)
     pushed = [line for line in of_kind(lines, "step") if "negative/push" in line.values]
     assert [line.step for line in pushed] == [7, 8]
-    kept = [p.name for p in checkpoint.committed(tmp_path / "run") if checkpoint.is_pinned(p)]
+    kept = [p.name for p in retention.committed(tmp_path / "run") if retention.is_pinned(p)]
     assert kept == ["step-000006", "step-000008"]
     exported = load_file(tmp_path / "run" / "step-000008" / "ema.safetensors")
     assert "blocks.1.cross_attn.k_audio.weight" in exported

@@ -21,6 +21,8 @@ except ImportError:
 
 MAX_JSON = 256 * 2**20
 """Bytes: room for the metadata of two million shards, which are 128 bytes each."""
+REMEDY = "copy it anew, or train again into another folder"
+"""For a damaged checkpoint that has no older one beside it."""
 _BLOCK = 4 * 2**20  # bytes hashed at a time: many enough that calls cost nothing, few enough to stay in the cache
 
 

@@ -47,6 +47,7 @@ from configs.runtime.shown import one_line
 from train.checkpoints import files
 from train.checkpoints.files import Damaged
 
+STATE = "state"
 METADATA = "metadata.json"
 FORMAT = "echoforge-state-1"
 _FILE_BYTES = 2**30

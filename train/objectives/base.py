@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from model import flow, phda
-from model.config import PhDAConfig, Variant
+from model.config import PhDAConfig, TransformerConfig, Variant
 from train import rng
 from train.config import TrainConfig
 from train.data.inputs import Inputs
+from train.data.loader import Loader
 from train.log import Tally
+from train.parallel import World
+from train.stages import Stage
+from train.state import Progress, Weights
 
 MicroStep = Callable[[], Tensor]
 """Runs one forward and returns its share of the step's loss; the shares of a step add up."""
@@ -57,6 +62,38 @@ class Context:
         if self.cfg.optim.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The checkpoint that made the negatives of a stage, and which of its weights."""
+
+    checkpoint: Path
+    weights: Weights
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the objective of a stage is built from.
+
+    Attributes:
+        positives: at the step where the stage goes on.
+        run: the run's folder.
+        progress: where the run stands; ``method`` is the objective's own.
+        accept_flags: a flagged negative counts although nobody reviewed it.
+        reference: of an `ndpo` stage.
+    """
+
+    context: Context
+    stage: Stage
+    positives: Loader
+    dataset: str | Path
+    run: Path
+    transformer: TransformerConfig
+    world: World
+    progress: Progress
+    accept_flags: bool
+    reference: Reference | None
 
 
 def predict(

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -25,16 +26,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from configs import strict
 from configs.errors import ConfigError
 from model import flow
+from model.checkpoint import load_into, load_weights
+from model.transformer import EchoMimicTransformer
 from train import parallel
+from train.checkpoints import loading
 from train.config import NegativeConfig
 from train.data import negatives as store
 from train.data.inputs import Inputs, Keep, assemble
 from train.data.loader import Loader
 from train.log import sigma_bins
 from train.objectives import reference
-from train.objectives.base import Context, MicroStep, predict, squared_error
+from train.objectives.base import Context, MicroStep, Setup, predict, squared_error
 from train.objectives.sft import SFT
 
 _DELTA = 1e-4  # keeps the relative error finite where the reference is perfect
@@ -192,6 +197,57 @@ class NDPO:
             push = torch.sigmoid(-z.detach())
             tally.add("negative/push", push)
             self._pushes.append(push.cpu())
+
+
+@contextmanager
+def build(setup: Setup) -> Iterator[NDPO]:
+    """The objective of an `ndpo` stage; its reference is the checkpoint that made the negatives.
+
+    Raises:
+        EchoForgeError: no negative is left, their conditions are gone, or the reference cannot be read.
+    """
+    context, stage = setup.context, setup.stage
+    assert stage.source is not None
+    chosen = store.read(setup.run, stage.source, stage.cfg.issues, accept_flags=setup.accept_flags)
+    loader, tasks = context.cfg.loader, sorted({n.task for n in chosen})
+    index = store.condition_index(setup.dataset, loader, chosen)
+    source = partial(Loader, setup.dataset, loader, seed=context.seed, tasks=tasks, index=index)
+    cache, network = _build_reference(setup, source, {n.negative_id: n for n in chosen})
+    size = context.cfg.objective.negative.batch_size
+    with source(global_batch=size, rank=setup.world.rank, world=setup.world.size) as stream:
+        stream.seek(stream.order.position_of(setup.progress.step - stage.first))
+        positives = SFT(context, setup.positives)
+        yield NDPO(context, positives, stream, chosen, cache=cache, network=network, state=setup.progress.method)
+
+
+def _build_reference(
+    setup: Setup, source: Callable[..., Loader], negatives: dict[str, store.Negative]
+) -> tuple[reference.Cache | None, nn.Module | None]:
+    """The reference's losses at fixed draws, or the network itself."""
+    context, origin = setup.context, setup.reference
+    cfg = context.cfg.objective
+    assert origin is not None
+
+    def network() -> nn.Module:
+        built = EchoMimicTransformer(setup.transformer)
+        exported = loading.exported(origin.checkpoint, origin.weights) or origin.checkpoint
+        load_into(built, load_weights(exported), source=str(origin.checkpoint))
+        return frozen_copy(built.to(context.device))
+
+    if cfg.negative.reference == "model":
+        return None, network()
+    key = strict.digest([loading.digest(origin.checkpoint, origin.weights), cfg.negative.draws, cfg.negative.t_min,
+                         cfg.negative.t_max, cfg.shift,
+                         sorted((name, *(n.frames or ())) for name, n in negatives.items())])  # fmt: skip
+    table = store.folder(setup.run, str(setup.stage.source)) / store.CACHE_FOLDER / f"{key}.parquet"
+
+    def compute() -> None:
+        if not table.is_file():
+            with source(global_batch=1, once=True) as once:
+                cache_losses(table, context, once, negatives, network())
+
+    parallel.on_main(compute, "computing the reference's losses")
+    return reference.read(table), None
 
 
 def negative_inputs(context: Context, source: Loader, negatives: dict[str, store.Negative]) -> Inputs:

@@ -9,6 +9,7 @@ network must also know how to arrive at what it was given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ from train.data import inputs as batches
 from train.data.batch import Batch
 from train.data.inputs import Inputs
 from train.log import sigma_bins
-from train.objectives.base import Context, MicroStep, phda_draws, predict, squared_error
+from train.objectives.base import Context, MicroStep, Setup, phda_draws, predict, squared_error
 
 
 class SFT:
@@ -81,6 +82,12 @@ class SFT:
         loss, _, sigma, _ = self.losses(step, inputs)
         self.record(inputs, loss, sigma)
         return (loss * inputs.weight).sum() / total
+
+
+@contextmanager
+def build(setup: Setup) -> Iterator[SFT]:
+    """The objective of an `sft` stage."""
+    yield SFT(setup.context, setup.positives)
 
 
 def draw(context: Context, step: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
