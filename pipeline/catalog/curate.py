@@ -31,6 +31,7 @@ from pipeline import storage
 from pipeline.catalog import generation, reuse, tables, writer
 from pipeline.catalog.adopt import adopt
 from pipeline.catalog.redecide import carried
+from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.summary import CurateSummary, describing, summarise
 from pipeline.catalog.timing import Stopwatch, timed
 from pipeline.catalog.units import SAID, CurateJob, ids_at, no_collection, plan
@@ -125,7 +126,8 @@ def _curate(
     named: Collection[str],
 ) -> CurateSummary:
     """:func:`curate` with the catalog locked."""
-    config, thresholds = carried(out, config, named, _nothing if quiet else say)
+    given = config
+    config = carried(out, given, named, _nothing if quiet else say)
     cfg: CurationConfig = config.curation
     pipeline_cfg: PipelineConfig = config.pipeline
     usable, unscored = registry.without_missing_sync(cfg)
@@ -152,15 +154,15 @@ def _curate(
         inline=inline, ray_address=ray_address, retry_failed=retry_failed, watcher=watcher,
     )  # fmt: skip
     wanted, aside = current(ledger, units)
-    facts = {"seconds": watcher.timings, "video_seconds": outcome.amount, "sources": len(found), **thresholds}
     notes = [f"sync was not scored: {unscored}"] if unscored else []
+    record = RunRecord.of_curate(watcher.timings, outcome.amount, len(found), given, notes)
     videos = _with_quarantine(_concat(ledger, "videos", wanted, VIDEOS), aside)
 
     def read_clips(columns: list[str]) -> Iterator[pa.Table]:
         return ledger.read("clips", wanted, columns)
 
     videos = videos.sort_by([("source_uri", "ascending")])
-    describe = describing(config, facts | {"notes": notes})
+    describe = describing(config, record)
     videos, clips = writer.write(out, videos, read_clips, cfg, execution.rows_per_file, describe)
     report = storage.join(out, generation.REPORT_FILE)
     causes = [f"{redact_address(failure.key)}: {failure.cause}" for failure in aside]

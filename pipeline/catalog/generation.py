@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,6 +29,7 @@ from configs.paths import is_remote
 from configs.runtime import disk, stopping
 from configs.runtime.shown import one_line
 from pipeline import damaged, listing, parquet, storage
+from pipeline.catalog.run_record import RunRecord
 from pipeline.engine import seal
 from pipeline.engine.seal import Damaged, digest
 
@@ -70,13 +70,13 @@ class Generation:
     Attributes:
         number: one more than that of the tables before; 0 where a catalog of an older version was read.
         parts: by table, in the order of the rows.
-        run: the facts of the run that decided the rows; ``run.json`` is their copy.
+        run: the record of the run that decided the rows; ``run.json`` is their copy.
         report: digest of the report; None where none was drawn.
     """
 
     number: int
     parts: dict[str, tuple[Part, ...]]
-    run: dict[str, Any]
+    run: RunRecord
     report: str | None = None
 
 
@@ -95,7 +95,7 @@ def current(out: str) -> Generation | None:
         parts = {name: tuple(Part(**part) for part in found["parts"][name]) for name in NAMES}
         if wrong := [part.name for some in parts.values() for part in some if not _OURS.match(part.name)]:
             raise ValueError(f"a name like '{one_line(wrong[0])}'")
-        return Generation(int(found["generation"]), parts, dict(found["run"]), found["report"])
+        return Generation(int(found["generation"]), parts, RunRecord(dict(found["run"])), found["report"])
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"'{url}' is damaged ({type(error).__name__}: {error}); {remedy}.") from error
 
@@ -241,11 +241,11 @@ class Change:
         """A part of the tables before is the next part of a table."""
         self._parts[name].append(part)
 
-    def commit(self, run: dict[str, Any], page: str | None) -> None:
+    def commit(self, run: RunRecord, page: str | None) -> None:
         """Switch, then remove the old files and copy the facts for people.
 
         Args:
-            run: the facts for ``run.json``.
+            run: the record of the run that decided the rows.
             page: the report; None: the one that is there stays (its rows are named otherwise now).
 
         Raises:
@@ -274,20 +274,15 @@ class Change:
 def save(out: str, generation: Generation) -> None:
     """Replace ``tables.json``."""
     parts = {name: [asdict(part) for part in generation.parts[name]] for name in NAMES}
-    facts = {"generation": generation.number, "parts": parts, "run": generation.run, "report": generation.report}
+    facts = {"generation": generation.number, "parts": parts, "run": generation.run.saved, "report": generation.report}
     storage.write_bytes(storage.join(out, FILE), seal.json_text(facts))
 
 
 def copy(out: str, generation: Generation, page: bytes | None) -> None:
     """Write ``run.json``, and the report where there is a new one."""
-    storage.write_bytes(storage.join(out, RUN_FILE), run_text(generation.run))
+    storage.write_bytes(storage.join(out, RUN_FILE), generation.run.text())
     if page is not None:
         storage.write_bytes(storage.join(out, REPORT_FILE), page)
-
-
-def run_text(run: dict[str, Any]) -> bytes:
-    """The bytes of ``run.json``."""
-    return json.dumps(run, indent=1, ensure_ascii=False).encode()
 
 
 def with_report(out: str, generation: Generation, page: str) -> None:

@@ -23,7 +23,7 @@ from pipeline.catalog import relocate as relocation
 from pipeline.catalog.generation import REPORT_FILE
 from pipeline.catalog.redecide import configuration, redecide
 from pipeline.catalog.reuse import latest
-from pipeline.catalog.summary import STANDING_COLUMNS, Standing, count, made_with, standing
+from pipeline.catalog.summary import STANDING_COLUMNS, Standing, count, standing
 from pipeline.catalog.tables import LIGHT, find_clip, read, read_whole, some
 from pipeline.catalog.verify import verify
 from pipeline.engine import lease, seal
@@ -124,7 +124,7 @@ def status(catalog_dir: str) -> Status:
     errors = [(row["source_uri"], row["error"]) for row in broken if row["error_stage"] != "quarantine"]
     return Status(
         catalog_dir, count(videos["verdict"]), count(clips["verdict"]), errors, sorted(aside.items()), progress,
-        standing(catalog_dir, videos, clips, made_with(run)), note,
+        standing(catalog_dir, videos, clips, run.preset), note,
     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     if out is not None:
         folders.check_out_file(out, (".html",))
         videos, clips, run = read_whole(catalog_dir, None, LIGHT)
-        storage.write_bytes(out, render(videos, clips, cfg, RunFacts.from_json(run)).encode())
+        storage.write_bytes(out, render(videos, clips, cfg, RunFacts.from_json(run.saved)).encode())
         return out
     with lease.locked(catalog_dir, "catalog", "catalog report", make=False):
         return _report(catalog_dir, cfg)
@@ -181,7 +181,7 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
 def _report(catalog_dir: str, cfg: CurationConfig) -> str:
     """:func:`report` into the catalog, which is locked: ``tables.json`` names the report."""
     videos, clips, run = read_whole(catalog_dir, None, LIGHT)
-    page = render(videos, clips, cfg, RunFacts.from_json(run))
+    page = render(videos, clips, cfg, RunFacts.from_json(run.saved))
     target, now = storage.join(catalog_dir, REPORT_FILE), generation.current(catalog_dir)
     if now is None:
         storage.write_bytes(target, page.encode())

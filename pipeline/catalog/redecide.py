@@ -1,16 +1,13 @@
 """Verdicts anew from the scores in the tables: which keys can do that, what changed, what a later `curate` keeps.
 
-The rule: what `catalog redecide` set stays until a command names that key. The facts of a run (in `tables.json`, and
-for people in `run.json`) hold the configuration that the tables were last decided with (``config``), and the deciding
-keys as the last `curate` itself was configured (``as_curated``); where the two differ, `redecide` set the value.
+The rule: what `catalog redecide` set stays until a command names that key (:mod:`pipeline.catalog.run_record`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -20,12 +17,12 @@ from curation.analysis.inputs import decides, inputs, operators_of
 from curation.schema import VERDICTS
 from pipeline import storage
 from pipeline.catalog.generation import REPORT_FILE, RUN_FILE
+from pipeline.catalog.run_record import Setting, deciding, with_settings
 from pipeline.catalog.summary import Standing, count, describing, reason_counts, standing
 from pipeline.catalog.tables import saved
 from pipeline.catalog.writer import rewrite
 from pipeline.engine import lease
 
-AS_CURATED = "as_curated"
 Note = Callable[[str], None]
 
 
@@ -34,7 +31,7 @@ class Redecision:
     """What deciding again changed. Counts are of clips."""
 
     catalog: str
-    settings: dict[str, tuple[Any, Any]]  # key → value before, after
+    settings: dict[str, tuple[Setting, Setting]]  # key → value before, after
     before: dict[str, int]  # by verdict
     clips: dict[str, int]  # by verdict, now
     moved: dict[tuple[str, str], int]  # (verdict before, now)
@@ -64,7 +61,7 @@ def _row(name: str, before: int, now: int) -> str:
     return f"  {name:<16}{before:>8}{now:>8}{now - before:>+8}"
 
 
-def shown(value: Any) -> str:
+def shown(value: Setting) -> str:
     """A value as `--set` takes it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -79,16 +76,14 @@ def configuration(catalog_dir: str, overrides: list[str], note: Note | None = No
         ConfigError: an unknown key or a wrong type in ``overrides``.
         EchoForgeError: the saved one is of another version of this program.
     """
-    mapping = saved(catalog_dir).get("config")
-    if mapping is None:
-        return None
+    record = saved(catalog_dir)
     try:
-        config = schema.from_mapping(mapping)
+        config = record.config()
     except ConfigError as error:
         url = storage.join(catalog_dir, RUN_FILE)
         message = f"the configuration saved in '{url}' is of another version ({str(error).rstrip('.')}); name one with --preset."
         raise EchoForgeError(message) from error
-    return schema.override(config, overrides, note)
+    return None if config is None else schema.override(config, overrides, note)
 
 
 def chosen(catalog_dir: str, preset: str | None, overrides: list[str], note: Note | None = None) -> schema.Config:
@@ -126,7 +121,7 @@ def chosen(catalog_dir: str, preset: str | None, overrides: list[str], note: Not
             f"only what decides is taken from preset '{preset}': {', '.join(differ)} stay as measured; "
             f"`curate --preset {preset}` measures again."
         )
-    return _with(own, _leaves(deciding(asked)))
+    return with_settings(own, deciding(asked))
 
 
 def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
@@ -145,15 +140,13 @@ def redecide(catalog_dir: str, config: schema.Config) -> Redecision:
 
 def _redecide(catalog_dir: str, config: schema.Config) -> Redecision:
     """:func:`redecide` with the catalog locked."""
-    run = saved(catalog_dir)
-    settings: dict[str, tuple[Any, Any]] = {}
-    facts = {key: run[key] for key in ("seconds", "video_seconds", "sources", AS_CURATED) if key in run}
-    if (own := _readable(catalog_dir)) is not None:
-        old, new = _leaves(deciding(own)), _leaves(deciding(config))
+    settings: dict[str, tuple[Setting, Setting]] = {}
+    record = saved(catalog_dir).decided_again(own := _readable(catalog_dir))
+    if own is not None:
+        old, new = deciding(own), deciding(config)
         settings = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
-        config = _with(own, new)
-        facts.setdefault(AS_CURATED, deciding(own))
-    videos, clips, before = rewrite(catalog_dir, config.curation, describing(config, facts))
+        config = with_settings(own, new)
+    videos, clips, before = rewrite(catalog_dir, config.curation, describing(config, record))
     reasons, now = reason_counts(before["reasons"]), reason_counts(clips["reasons"])
     pairs = (
         pa.table({"before": before["verdict"], "now": clips["verdict"]})
@@ -172,9 +165,7 @@ def _redecide(catalog_dir: str, config: schema.Config) -> Redecision:
     )
 
 
-def carried(
-    catalog_dir: str, config: schema.Config, named: Collection[str], say: Note
-) -> tuple[schema.Config, dict[str, Any]]:
+def carried(catalog_dir: str, config: schema.Config, named: Collection[str], say: Note) -> schema.Config:
     """What `curate` decides an existing catalog with: its own configuration, and what `redecide` set since.
 
     A key that the command itself names wins. Every difference to the last decision is said.
@@ -183,18 +174,14 @@ def carried(
         config: what `curate` was given.
         named: dotted names of the keys given with ``--set``.
         say: is given a line about the keys that are kept, and one about those that change.
-
-    Returns:
-        the configuration, and what `run.json` keeps of the one that was given.
     """
-    facts = {AS_CURATED: deciding(config)}
-    run = saved(catalog_dir)
-    asked = _leaves(deciding(config))
+    record = saved(catalog_dir)
+    asked = deciding(config)
     try:
-        last, curated = (_leaves(schema.modernised(run.get(name) or {})) for name in ("config", AS_CURATED))
+        last, curated = record.last(), record.as_curated()
     except ConfigError as error:
         say(f"the thresholds that '{catalog_dir}' was decided with are not kept: {error}")
-        return config, facts
+        return config
     differ = {key: last[key] for key in asked if key in last and last[key] != asked[key]}
     set_since = {key for key in differ if key in curated and curated[key] != last[key]}
     kept = {key: differ[key] for key in differ if key in set_since and not _covers(named, key)}
@@ -204,43 +191,7 @@ def carried(
     if changed := [key for key in differ if key not in kept]:
         what = ", ".join(f"{key} {shown(differ[key])} → {shown(asked[key])}" for key in changed)
         say(f"decided otherwise than before: {what}.")
-    return (_with(config, kept) if kept else config), facts
-
-
-def deciding(config: schema.Config) -> dict[str, Any]:
-    """The part of the flat mapping that changes verdicts and nothing else."""
-    mapping = schema.to_mapping(config)
-    return {
-        section: inside
-        for section in mapping
-        if isinstance(mapping[section], dict)
-        and (inside := {k: v for k, v in mapping[section].items() if decides(f"{section}.{k}", config.curation)})
-    }
-
-
-def _leaves(mapping: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """Dotted name → value of everything that is no mapping."""
-    return dict(_walk(mapping, where))
-
-
-def _walk(mapping: Mapping[str, Any], where: str) -> Iterator[tuple[str, Any]]:
-    for key, value in mapping.items():
-        path = f"{where}.{key}" if where else str(key)
-        if isinstance(value, Mapping):
-            yield from _walk(value, path)
-        else:
-            yield path, value
-
-
-def _with(config: schema.Config, values: Mapping[str, Any]) -> schema.Config:
-    mapping = schema.to_mapping(config)
-    for key, value in values.items():
-        *sections, last = key.split(".")
-        node = mapping
-        for section in sections:
-            node = node[section]
-        node[last] = value
-    return schema.from_mapping(mapping)
+    return with_settings(config, kept) if kept else config
 
 
 def _covers(named: Collection[str], key: str) -> bool:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs import schema, strict
+from configs import schema
 from configs.runtime.program import command
-from configs.runtime.redaction import redact_address
 from curation.decision.reasons import CATALOG, reason
 from curation.report.facts import RunFacts
 from curation.report.page import render
 from curation.schema import VERDICTS
+from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.writer import About, Describe
-from pipeline.engine.version import code_version
 
 _SHOWN = 8  # reasons of a kind, the most frequent first
 STANDING_COLUMNS = ["clip_id", "source_uri", "verdict", "reasons"]
@@ -131,12 +127,6 @@ def standing(out: str, videos: pa.Table, clips: pa.Table, preset: str | None = N
     )
 
 
-def made_with(run: Mapping[str, Any]) -> str | None:
-    """The name of the preset that the facts of a run name (`tables.saved`); None where they do not say."""
-    preset = run.get("preset")
-    return preset if isinstance(preset, str) else None
-
-
 @dataclass(frozen=True)
 class CurateSummary:
     """What a run of `curate` did and what the catalog holds now."""
@@ -173,25 +163,17 @@ class CurateSummary:
         return "\n".join(lines)
 
 
-def describing(config: Any, facts: dict[str, Any]) -> Describe:
-    """What makes the facts for ``run.json`` and the report of decided tables.
+def describing(config: schema.Config, record: RunRecord) -> Describe:
+    """What completes the record and draws the report of decided tables.
 
     Args:
         config: what they were decided with.
-        facts: what else is to be kept of the run.
+        record: what else is kept of the run.
     """
 
     def describe(videos: pa.Table, clips: pa.Table) -> About:
-        run = {
-            **facts,
-            "version": code_version(),
-            "config_digest": strict.digest(config.curation, ""),
-            "preset": config.preset,
-            "config": _redacted(schema.to_mapping(config)),
-            "versions": {name: _version(name) for name in ("av", "opencv-python-headless", "rapidocr", "torch", "ray")},
-            "python": platform.python_version(),
-        }
-        return About(run, render(videos, clips, config.curation, RunFacts.from_json(run)))
+        run = record.decided_with(config)
+        return About(run, render(videos, clips, config.curation, RunFacts.from_json(run.saved)))
 
     return describe
 
@@ -225,19 +207,3 @@ def reason_counts(column: pa.ChunkedArray) -> Counter[str]:
 def count(column: pa.ChunkedArray) -> dict[str, int]:
     """How often each value occurs."""
     return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
-
-
-def _redacted(value: Any) -> Any:
-    """The same tree with no credentials in its addresses."""
-    if isinstance(value, dict):
-        return {key: _redacted(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_redacted(item) for item in value]
-    return redact_address(value) if isinstance(value, str) else value
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -18,6 +18,7 @@ from curation.schema import CLIPS, VIDEOS
 from pipeline import storage
 from pipeline.catalog import generation
 from pipeline.catalog.generation import AGAIN, MARK, RUN_FILE, Damaged, File
+from pipeline.catalog.run_record import RunRecord
 from pipeline.engine import seal
 
 HEAVY = ("tracks", "captions")
@@ -31,11 +32,11 @@ SCHEMAS = {"videos": VIDEOS, "clips": CLIPS}
 
 
 class Whole(NamedTuple):
-    """A catalog: both tables and the facts of the run that decided them, all of one generation."""
+    """A catalog: both tables and the record of the run that decided them, all of one generation."""
 
     videos: pa.Table
     clips: pa.Table
-    run: dict[str, Any]
+    run: RunRecord
 
 
 class Snapshot:
@@ -56,8 +57,8 @@ class Snapshot:
         self.files = generation.files(out, self.generation)
 
     @property
-    def run(self) -> dict[str, Any]:
-        """The facts of the run that decided the tables; empty where an older version kept none.
+    def run(self) -> RunRecord:
+        """The record of the run that decided the tables; empty where an older version kept none.
 
         Raises:
             Damaged: the ``run.json`` of an older version is.
@@ -102,7 +103,7 @@ def read(out: str, name: str, schema: pa.Schema, columns: list[str] | None = Non
 
 
 def read_whole(out: str, videos: list[str] | None = None, clips: list[str] | None = None) -> Whole:
-    """Both tables with these columns (None: all), and the facts of the run that decided them.
+    """Both tables with these columns (None: all), and the record of the run that decided them.
 
     Raises:
         EchoForgeError: as :func:`read`; or ``run.json`` of an older version is damaged.
@@ -115,8 +116,8 @@ def read_whole(out: str, videos: list[str] | None = None, clips: list[str] | Non
     return generation.retrying(out, once)
 
 
-def saved(out: str) -> dict[str, Any]:
-    """The facts of the run that decided the catalog; empty where there is none.
+def saved(out: str) -> RunRecord:
+    """The record of the run that decided the catalog; empty where there is none.
 
     Raises:
         Damaged: ``tables.json``, or the ``run.json`` of an older version, is.
@@ -125,8 +126,8 @@ def saved(out: str) -> dict[str, Any]:
     return now.run if now else _old_run(out)
 
 
-def _old_run(out: str) -> dict[str, Any]:
-    return seal.read_json(storage.join(out, RUN_FILE), "delete it to go on without its thresholds") or {}
+def _old_run(out: str) -> RunRecord:
+    return RunRecord(seal.read_json(storage.join(out, RUN_FILE), "delete it to go on without its thresholds") or {})
 
 
 def find_clip(out: str, clip: str) -> dict[str, Any] | None:

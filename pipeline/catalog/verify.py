@@ -83,7 +83,7 @@ def _tables(out: str, looked: list[int], notes: list[str]) -> Iterator[str]:
             yield str(error)
         return
     again = f"`catalog report {out}` writes it again"
-    copies = ((RUN_FILE, seal.digest(generation.run_text(now.run))), (REPORT_FILE, now.report))
+    copies = ((RUN_FILE, seal.digest(now.run.text())), (REPORT_FILE, now.report))
     for name, wanted in copies:
         url = storage.join(out, name)
         looked[0] += 1

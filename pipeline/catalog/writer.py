@@ -8,7 +8,7 @@ and once whole, a file at a time, to write the verdicts beside the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from curation.decision.duplicates import mark_duplicates
 from curation.schema import CLIPS
 from pipeline.catalog import generation
 from pipeline.catalog.generation import Damaged
+from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.tables import LIGHT, Snapshot, raw
 
 DECIDED = ("duplicate_of", *decide_columns)
@@ -30,9 +31,9 @@ Clips = Callable[[list[str]], Iterator[pa.Table]]
 
 
 class About(NamedTuple):
-    """What is said of decided tables: the facts of the run (JSON), and the report (None: none is drawn)."""
+    """What is said of decided tables: the record of the run, and the report (None: none is drawn)."""
 
-    run: dict[str, Any]
+    run: RunRecord
     page: str | None
 
 

@@ -32,7 +32,7 @@ from model.config import ModelConfig
 from pipeline import listing, parquet, storage
 from pipeline.catalog import identity, tables
 from pipeline.catalog.located import located
-from pipeline.catalog.summary import made_with, standing
+from pipeline.catalog.summary import standing
 from pipeline.config import EncodeConfig, PipelineConfig
 from pipeline.dataset import card, superseded, texts
 from pipeline.dataset import files as dataset
@@ -171,7 +171,7 @@ def _shard(
     videos, clips, run = tables.read_whole(catalog_dir)
     kept = clips.filter(pc.equal(clips["verdict"], "keep")).sort_by("clip_id")
     if not kept.num_rows:
-        state = standing(catalog_dir, videos, clips, made_with(run))
+        state = standing(catalog_dir, videos, clips, run.preset)
         what = f"catalog '{catalog_dir}' keeps no clip, so there is nothing to shard ({state.counts()})."
         raise EchoForgeError("\n".join([what, *state.why(), *state.next_steps()]))
     check_settings(out, config, None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from rich.live import Live
 from rich.table import Table
@@ -23,6 +23,37 @@ from pipeline.engine.unit import Failure
 _PLAIN_EVERY_S = 10.0
 _STATUS_EVERY_S = 5.0
 _OPERATORS = 8  # shown, the dearest first
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A unit that was given up."""
+
+    key: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is, as ``status.json`` holds it."""
+
+    state: str  # starting | running | ended
+    done: int  # those done before this run included
+    total: int
+    left: int
+    failed: int
+    failures: tuple[SetAside, ...]  # the last 20
+    units_per_s: float
+    video_hours_per_hour: float
+    eta_s: float | None
+    elapsed_s: float
+    peak_worker_mb: float
+    running: int  # batches at work
+    workers: int
+    operators: dict[str, float]  # share of the time, 0..1
+    dashboard: str | None  # address of Ray's
+    pid: int
+    time: float  # Unix time
 
 
 class Progress:
@@ -107,51 +138,51 @@ class Progress:
         self._state = "ended"
         self._write()
 
-    def facts(self) -> dict[str, Any]:
-        """What ``status.json`` holds."""
+    def now(self) -> RunStatus:
+        """The numbers of this moment."""
         now = time.monotonic()
         seconds = max(now - self._started, 1e-9)
         worked = now - (self._at_work or self._started)
         whole = sum(self._timings.values())
         ended = self._state == "ended"
-        return {
-            "state": self._state,
-            "done": self._before + self._done,
-            "total": self._total,
-            "left": self._total - self._before - self._done - len(self._failures),
-            "failed": len(self._failures),
-            "failures": [{"key": f.key, "cause": f.cause} for f in self._failures[-20:]],
-            "units_per_s": self._done / seconds,
-            "video_hours_per_hour": self._amount / seconds,
-            "eta_s": None if ended or not self._share else worked * max(0.0, 1.0 - self._share) / self._share,
-            "elapsed_s": seconds,
-            "peak_worker_mb": self._memory / 2**20,
-            "running": self._running[0],
-            "workers": self._running[1],
-            "operators": {name: value / whole for name, value in self._timings.items()} if whole else {},
-            "dashboard": self._dashboard,
-            "pid": os.getpid(),
-            "time": time.time(),
-        }
+        return RunStatus(
+            state=self._state,
+            done=self._before + self._done,
+            total=self._total,
+            left=self._total - self._before - self._done - len(self._failures),
+            failed=len(self._failures),
+            failures=tuple(SetAside(f.key, f.cause) for f in self._failures[-20:]),
+            units_per_s=self._done / seconds,
+            video_hours_per_hour=self._amount / seconds,
+            eta_s=None if ended or not self._share else worked * max(0.0, 1.0 - self._share) / self._share,
+            elapsed_s=seconds,
+            peak_worker_mb=self._memory / 2**20,
+            running=self._running[0],
+            workers=self._running[1],
+            operators={name: value / whole for name, value in self._timings.items()} if whole else {},
+            dashboard=self._dashboard,
+            pid=os.getpid(),
+            time=time.time(),
+        )
 
     def _line(self) -> str:
-        f = self.facts()
+        f = self.now()
         if not self._done and self._state == "running":
-            return f"{self._title}: {f['done']}/{f['total']} {self._noun}, {f['running']} at work, none has ended yet"
-        eta = f"{_clock(f['eta_s'])} left, " if f["eta_s"] else ""
-        failed = f", {f['failed']} set aside" if f["failed"] else ""
+            return f"{self._title}: {f.done}/{f.total} {self._noun}, {f.running} at work, none has ended yet"
+        eta = f"{_clock(f.eta_s)} left, " if f.eta_s else ""
+        failed = f", {f.failed} set aside" if f.failed else ""
         return (
-            f"{self._title}: {f['done']}/{f['total']} {self._noun}{failed}, {f['units_per_s']:.2f}/s, "
-            f"{f['video_hours_per_hour']:.1f} video hours an hour, {eta}{f['peak_worker_mb']:.0f} MB a worker"
+            f"{self._title}: {f.done}/{f.total} {self._noun}{failed}, {f.units_per_s:.2f}/s, "
+            f"{f.video_hours_per_hour:.1f} video hours an hour, {eta}{f.peak_worker_mb:.0f} MB a worker"
         )
 
     def _shares(self) -> str:
-        shares = self.facts()["operators"]
+        shares = self.now().operators
         dearest = sorted(shares, key=lambda name: -shares[name])[:_OPERATORS]
         return " · ".join(f"{name} {shares[name]:.0%}" for name in dearest)
 
     def _table(self) -> Table:
-        f = self.facts()
+        f = self.now()
         notes = [f"time: {shares}"] if (shares := self._shares()) else []
         notes += [f"dashboard: {self._dashboard}"] if self._dashboard else []
         table = Table(title=self._title, title_justify="left", caption_justify="left", header_style="bold")
@@ -159,9 +190,9 @@ class Progress:
         for name in (self._noun, "left", "set aside", "video h/h", "ETA", "at work", "memory"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_row(
-            f"{f['done']}/{f['total']}", str(f["left"]), str(f["failed"]), f"{f['video_hours_per_hour']:.1f}",
-            "…" if f["eta_s"] is None else _clock(f["eta_s"]), f"{f['running']} of {f['workers']}",
-            f"{f['peak_worker_mb']:.0f} MB",
+            f"{f.done}/{f.total}", str(f.left), str(f.failed), f"{f.video_hours_per_hour:.1f}",
+            "…" if f.eta_s is None else _clock(f.eta_s), f"{f.running} of {f.workers}",
+            f"{f.peak_worker_mb:.0f} MB",
         )  # fmt: skip
         return table
 
@@ -172,7 +203,7 @@ class Progress:
 
     def _write(self) -> None:
         if self._status:
-            storage.write_bytes(self._status, json.dumps(self.facts(), indent=1).encode())
+            storage.write_bytes(self._status, json.dumps(asdict(self.now()), indent=1).encode())
 
 
 def say(line: str) -> None:

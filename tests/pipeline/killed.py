@@ -23,6 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 from configs import schema  # noqa: E402
 from curation.schema import CLIPS, VIDEOS  # noqa: E402
 from pipeline.catalog import queries, tables, writer  # noqa: E402
+from pipeline.catalog.run_record import RunRecord  # noqa: E402
 from pipeline.catalog.summary import describing  # noqa: E402
 
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -42,7 +43,9 @@ def curate(root: str) -> None:
     def pieces(columns: list[str]) -> list[pa.Table]:
         return [clips.select(columns)]
 
-    writer.write(root, videos, lambda columns: iter(pieces(columns)), config.curation, 1, describing(config, {}))
+    writer.write(
+        root, videos, lambda columns: iter(pieces(columns)), config.curation, 1, describing(config, RunRecord())
+    )
 
 
 def relocate(root: str) -> None:

@@ -454,7 +454,7 @@ def test_thresholds_that_cannot_be_read_are_said_and_do_not_stop_curate(
     (out / "run.json").write_text(json.dumps(saved))
     said: list[str] = []
     config = schema.load("tiny")
-    assert redecide.carried(str(out), config, (), said.append)[0] == config
+    assert redecide.carried(str(out), config, (), said.append) == config
     assert len(said) == 1 and "'decide.colour' was removed: delete it" in said[0]
     with pytest.raises(EchoForgeError, match=r"another version .* name one with --preset"):
         decided(out)

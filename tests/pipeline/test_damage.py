@@ -70,7 +70,7 @@ def run(media: Path, out: Path, *overrides: str) -> None:
 def rows(out: Path) -> list[Any]:
     whole = tables.read_whole(str(out))
     clips = sorted(whole.clips.to_pylist(), key=lambda row: row["source_uri"])
-    return [whole.videos.to_pylist(), clips, whole.run["config"], queries.verify(str(out)).wrong]
+    return [whole.videos.to_pylist(), clips, whole.run.saved["config"], queries.verify(str(out)).wrong]
 
 
 def targets(out: Path) -> list[Path]:

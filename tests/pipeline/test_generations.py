@@ -17,6 +17,7 @@ from configs.errors import EchoForgeError
 from curation.schema import CLIPS, VIDEOS, table
 from pipeline import listing, storage
 from pipeline.catalog import generation, queries, tables, writer
+from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.summary import describing
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +43,7 @@ def make(root: str, *overrides: str) -> str:
     def pieces(columns: list[str]) -> Any:
         yield table(clips, CLIPS).select(columns)
 
-    writer.write(root, table(videos, VIDEOS), pieces, config.curation, 2, describing(config, {}))
+    writer.write(root, table(videos, VIDEOS), pieces, config.curation, 2, describing(config, RunRecord()))
     return root
 
 
@@ -58,7 +59,7 @@ def older(root: str) -> str:
 def seen(root: Path) -> tuple[Any, ...]:
     """What a reader finds: rows, and the thresholds that they were decided with."""
     whole = tables.read_whole(str(root), None, tables.LIGHT)
-    threshold = (whole.run.get("config") or {}).get("decide", {}).get("min_sharpness")
+    threshold = (whole.run.saved.get("config") or {}).get("decide", {}).get("min_sharpness")
     return whole.videos.to_pylist(), whole.clips.to_pylist(), threshold
 
 

@@ -53,8 +53,8 @@ def test_the_same_facts_for_people_and_for_programs(tmp_path: Path, terminal: bo
 
 def test_the_time_left_follows_the_work_and_not_the_count(tmp_path: Path) -> None:
     progress = watched(Terminal(quiet=True), tmp_path / "status.json")
-    facts = progress.facts()
-    assert facts["eta_s"] == pytest.approx(facts["elapsed_s"] * 0.6 / 0.4, rel=0.01)
+    status = progress.now()
+    assert status.eta_s == pytest.approx(status.elapsed_s * 0.6 / 0.4, rel=0.01)
 
 
 def test_the_time_that_starting_takes_is_not_in_the_time_left(tmp_path: Path) -> None:
@@ -66,5 +66,5 @@ def test_the_time_that_starting_takes_is_not_in_the_time_left(tmp_path: Path) ->
     progress.update(None, 2, 2)
     time.sleep(0.05)
     progress.update(Receipt(done=[Done("u", 0.05, 1.0, {}, share=0.5)]), 1, 2)
-    facts = progress.facts()
-    assert 0.05 <= facts["eta_s"] <= facts["elapsed_s"] - 0.5 + 1e-3
+    status = progress.now()
+    assert 0.05 <= status.eta_s <= status.elapsed_s - 0.5 + 1e-3
