@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow.compute as pc
 
 from configs import folders
 from configs.errors import EchoForgeError
 from configs.runtime.shown import one_line
+from curation.clip import Clip
 from curation.config import CurationConfig
 from curation.decision.decide import RuleResult
 from curation.decision.decide import explain as explain_row
 from curation.report.facts import RunFacts
 from curation.report.page import render
-from curation.schema import CLIPS, VIDEOS, table
+from curation.schema import CLIPS, FPS, VIDEOS
 from pipeline import storage
 from pipeline.catalog import generation
 from pipeline.catalog import relocate as relocation
@@ -68,15 +67,13 @@ class Status:
 class Explanation:
     """Every rule for one clip."""
 
-    row: dict[str, Any]
+    clip: Clip
     results: list[RuleResult]
 
     def __str__(self) -> str:
-        row = self.row
-        lines = [
-            f"clip {row['clip_id']}: {row['source_uri']}, {row['start_s']:.2f}-{row['end_s']:.2f} s: {row['verdict']}"
-        ]
-        lines += _faces(row)
+        clip, verdict = self.clip, self.clip.decision.verdict if self.clip.decision else None
+        start, end = clip.start_frame / FPS, clip.end_frame / FPS
+        lines = [f"clip {clip.clip_id}: {clip.source_uri}, {start:.2f}-{end:.2f} s: {verdict}", *_faces(clip)]
         for r in self.results:
             score = "not measured" if r.value is None else (f"{r.value:.3g}" if isinstance(r.value, float) else r.value)
             limit = "" if r.limit is None else (f"{r.limit:g}" if isinstance(r.limit, (int, float)) else r.limit)
@@ -86,17 +83,16 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _faces(row: Mapping[str, Any]) -> list[str]:
+def _faces(clip: Clip) -> list[str]:
     """Several faces: which of them speaks, and by what that was decided."""
-    tracks = row.get("tracks") or []
-    if len(tracks) < 2:
+    if len(clip.tracks) < 2:
         return []
     why = {"sync": "its lips fit the sound best", "size": "it is the largest; nothing scored the lips"}
-    chosen = why.get(row.get("active_by") or "", "?")
-    lines = [f"  {len(tracks)} faces; number {row['active_track']} is taken for the speaker: {chosen}"]
-    for t in tracks:
-        score = "not scored" if t["conf"] is None else f"confidence {t['conf']:.2f} at {t['av_offset']:+d} frames"
-        lines.append(f"    {t['track_id']}: {t['size_px']:.0f} px, in {t['frac_present']:.0%} of the clip, {score}")
+    chosen = why.get(clip.active_by or "", "?")
+    lines = [f"  {len(clip.tracks)} faces; number {clip.active_track} is taken for the speaker: {chosen}"]
+    for t in clip.tracks:
+        score = "not scored" if t.conf is None else f"confidence {t.conf:.2f} at {t.av_offset:+d} frames"
+        lines.append(f"    {t.track_id}: {t.size_px:.0f} px, in {t.frac_present:.0%} of the clip, {score}")
     return lines
 
 
@@ -152,10 +148,11 @@ def explain(catalog_dir: str, clip: str, cfg: CurationConfig) -> Explanation:
     if len(ids) != 1:
         hint = f"'{clip}' begins {len(ids)} ids" if ids else f"no clip's id begins with '{clip}'"
         raise EchoForgeError(f"{hint} in {catalog_dir}; see the clip_id column of clips/*.parquet.")
-    row = find_clip(catalog_dir, ids[0])
-    if row is None:
+    found = find_clip(catalog_dir, ids[0])
+    if found is None:
         raise EchoForgeError(f"clip '{ids[0]}' went away while '{catalog_dir}' was read; run again.")
-    return Explanation(row, explain_row(table([row], CLIPS), cfg))
+    (row,) = found.to_pylist()
+    return Explanation(Clip.from_row(row), explain_row(found, cfg))
 
 
 def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -130,16 +130,14 @@ def _old_run(out: str) -> RunRecord:
     return RunRecord(seal.read_json(storage.join(out, RUN_FILE), "delete it to go on without its thresholds") or {})
 
 
-def find_clip(out: str, clip: str) -> dict[str, Any] | None:
-    """The row of a clip (schema `CLIPS`); None where there is none. Other clips' tracks and captions are not read."""
+def find_clip(out: str, clip: str) -> pa.Table | None:
+    """The one row of a clip (schema `CLIPS`); None where there is none. Other clips' tracks and captions are not read."""
 
-    def once() -> dict[str, Any] | None:
+    def once() -> pa.Table | None:
         for file in Snapshot(out).files["clips"]:
             at = pc.index(_piece(file, CLIPS, ["clip_id"], ESSENTIAL["clips"])["clip_id"], clip).as_py()
             if at >= 0:
-                whole = _piece(file, CLIPS, CLIPS.names, ESSENTIAL["clips"])
-                row: dict[str, Any] = whole.slice(at, 1).to_pylist()[0]
-                return row
+                return _piece(file, CLIPS, CLIPS.names, ESSENTIAL["clips"]).slice(at, 1)
         return None
 
     return generation.retrying(out, once)

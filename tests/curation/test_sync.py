@@ -414,5 +414,5 @@ def test_of_two_people_the_one_whose_lips_fit_speaks(tmp_path: Path, fitted: Pat
     track = clip["tracks"][clip["active_track"]]
     assert (track["boxes"][0][0] > 192) == bool(speaks), "the left one, or the right one"
     assert all(t["conf"] is not None for t in clip["tracks"])
-    shown = str(Explanation(clip | {"verdict": "reject"}, []))
+    shown = str(Explanation(Clip.from_row(clip | {"verdict": "reject"}), []))
     assert f"number {clip['active_track']} is taken for the speaker: its lips fit the sound best" in shown
