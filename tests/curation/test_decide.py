@@ -10,13 +10,8 @@ from curation.config import CurationConfig
 from curation.decision.decide import decide_clips, decide_videos, explain
 from curation.decision.rules import rules
 from curation.report.charts import _others
+from tests.good_clip import GOOD_CLIP
 
-GOOD = {
-    "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "width": 512,
-    "height": 512, "fps": 25.0, "face_frac": 1.0, "face_px": 200.0, "n_faces": 1, "text_boxes": [], "text_area": 0.0,
-    "sharpness": 0.5, "exposure": 0.5, "motion": 4.0, "shake": 0.0, "freeze_frac": 0.0, "blockiness": 1.0,
-    "lufs": -20.0, "speech_frac": 0.9, "clip_frac": 0.0,
-}  # fmt: skip
 SUBTITLE = {
     "x0": 9,
     "y0": 400,
@@ -40,10 +35,10 @@ def verdict(row: dict, *overrides: str) -> tuple[str, list[str]]:
 
 
 def test_a_missing_sync_score_holds_and_says_how_to_go_on() -> None:
-    held, reasons = verdict(GOOD)
+    held, reasons = verdict(GOOD_CLIP)
     assert held == "hold" and "weights" in reasons[0] and "sync.required=false" in reasons[0]
-    assert verdict(GOOD, "sync.required=false") == ("keep", [])
-    assert verdict(GOOD | {"sync_c": 8.0, "av_offset_frames": 1, "residual_offset": 0})[0] == "keep"
+    assert verdict(GOOD_CLIP, "sync.required=false") == ("keep", [])
+    assert verdict(GOOD_CLIP | {"sync_c": 8.0, "av_offset_frames": 1, "residual_offset": 0})[0] == "keep"
 
 
 @pytest.mark.parametrize(
@@ -67,30 +62,30 @@ def test_a_missing_sync_score_holds_and_says_how_to_go_on() -> None:
     ],
 )
 def test_each_fault_is_rejected_for_its_own_reason_alone(change: dict, code: str) -> None:
-    got, reasons = verdict(GOOD | change, "sync.required=false")
+    got, reasons = verdict(GOOD_CLIP | change, "sync.required=false")
     assert got == "reject"
     assert [r.split(":")[0] for r in reasons] == [code]
     failed = [
         r.code
-        for r in explain(schema.table([GOOD | change], schema.CLIPS), config("sync.required=false"))
+        for r in explain(schema.table([GOOD_CLIP | change], schema.CLIPS), config("sync.required=false"))
         if not r.passed
     ]
     assert failed == [code]
 
 
 def test_a_correction_follows_the_thresholds_and_not_those_of_the_day_it_was_measured() -> None:
-    row = GOOD | {"sync_c": 2.5, "av_offset_frames": 5, "residual_offset": 0, "residual_frames": 108}
+    row = GOOD_CLIP | {"sync_c": 2.5, "av_offset_frames": 5, "residual_offset": 0, "residual_frames": 108}
     looser = config("decide.sync_min_conf=2")
     assert verdict(row)[0] == "reject"
     (decided,) = decide_clips(schema.table([row], schema.CLIPS), looser).to_pylist()
     assert (decided["verdict"], decided["offset_samples"]) == ("keep", 5 * 640)
     (back,) = decide_clips(schema.table([decided], schema.CLIPS), config()).to_pylist()
     assert (back["verdict"], back["offset_samples"]) == ("reject", 0)
-    assert decide_clips(schema.table([GOOD], schema.CLIPS), looser)["offset_samples"].null_count == 1
+    assert decide_clips(schema.table([GOOD_CLIP], schema.CLIPS), looser)["offset_samples"].null_count == 1
 
 
 def test_a_remainder_that_an_earlier_version_never_measured_holds_the_clip_and_says_how_to_go_on() -> None:
-    old = GOOD | {"sync_c": 2.5, "av_offset_frames": 5, "offset_samples": 0}
+    old = GOOD_CLIP | {"sync_c": 2.5, "av_offset_frames": 5, "offset_samples": 0}
     got, (reason,) = verdict(old, "decide.sync_min_conf=2")
     assert got == "hold" and reason.startswith("sync_unmeasured") and "run `curate` again" in reason
     assert verdict(old)[0] == "reject", "no correction depends on it"
@@ -101,21 +96,25 @@ def test_a_remainder_that_an_earlier_version_never_measured_holds_the_clip_and_s
 
 
 def test_text_can_be_cropped_away_when_the_configuration_says_so() -> None:
-    row = GOOD | {"text_boxes": [SUBTITLE]}
+    row = GOOD_CLIP | {"text_boxes": [SUBTITLE]}
     action = "decide.text.subtitle=crop"
     assert verdict(row, "sync.required=false", action)[0] == "reject"
     assert verdict(row | {"crop": {"x": 0, "y": 0, "w": 400, "h": 400}}, "sync.required=false", action)[0] == "keep"
 
 
 def test_duplicates_count_only_when_enabled() -> None:
-    assert verdict(GOOD | {"duplicate_of": "x"}, "sync.required=false", "dedup.enabled=false")[0] == "keep"
+    assert verdict(GOOD_CLIP | {"duplicate_of": "x"}, "sync.required=false", "dedup.enabled=false")[0] == "keep"
 
 
 def test_videos_take_the_best_of_their_clips_and_errors_stay() -> None:
     cfg = config("sync.required=false")
     clips = decide_clips(
         schema.table(
-            [GOOD, GOOD | {"clip_id": "d", "sharpness": 0.0}, GOOD | {"video_id": "w", "source_uri": "w", "fps": 5.0}],
+            [
+                GOOD_CLIP,
+                GOOD_CLIP | {"clip_id": "d", "sharpness": 0.0},
+                GOOD_CLIP | {"video_id": "w", "source_uri": "w", "fps": 5.0},
+            ],
             schema.CLIPS,
         ),
         cfg,
@@ -133,7 +132,7 @@ def test_videos_take_the_best_of_their_clips_and_errors_stay() -> None:
 
 def test_deciding_twice_changes_nothing() -> None:
     cfg = config()
-    once = decide_clips(schema.table([GOOD, GOOD | {"sharpness": 0.0}], schema.CLIPS), cfg)
+    once = decide_clips(schema.table([GOOD_CLIP, GOOD_CLIP | {"sharpness": 0.0}], schema.CLIPS), cfg)
     assert decide_clips(once, cfg).equals(once)
 
 

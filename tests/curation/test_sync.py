@@ -38,15 +38,10 @@ from curation.sync.gather import catalog_clips, puppet_clip, usable
 from curation.sync.measure import Residual, common, measure_residual
 from curation.sync.syncnet_v2 import SyncNetV2, network
 from pipeline.catalog.queries import Explanation
+from tests.good_clip import GOOD_CLIP
 
 TINY = load("tiny", []).curation
 SYNC = TINY.sync
-IN_ORDER = {
-    "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "width": 512,
-    "height": 512, "fps": 25.0, "face_frac": 1.0, "face_px": 200.0, "n_faces": 1, "text_boxes": [], "text_area": 0.0,
-    "sharpness": 0.5, "exposure": 0.5, "motion": 4.0, "shake": 0.0, "freeze_frac": 0.0, "blockiness": 1.0,
-    "lufs": -20.0, "speech_frac": 0.9, "clip_frac": 0.0,
-}  # fmt: skip
 
 
 def _package_instance() -> ModuleType:
@@ -184,7 +179,7 @@ def test_whatever_the_thresholds_a_kept_clip_is_in_sync_when_it_is_measured_agai
     backend, (crops, pcm) = _Ids(conf, stubborn), _shifted(frames, early)
     offset = backend.score(crops, pcm).offset_frames
     residual = measure_residual(backend, crops, pcm, offset, SYNC.min_frames)
-    row = IN_ORDER | {
+    row = GOOD_CLIP | {
         "sync_c": conf,
         "av_offset_frames": offset,
         "residual_offset": residual.offset_frames,
@@ -250,17 +245,17 @@ def test_a_short_fit_learns_writes_a_card_and_loads(tmp_path: Path) -> None:
 
 def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
     (truth,) = make(tmp_path, 1, 0, TINY.puppets, faults=False)
-    faces, mouths, at = truth["face_boxes"], truth["mouth_boxes"], [2, 12, 22, 32]
+    faces, mouths, at = truth.face_boxes, truth.mouth_boxes, [2, 12, 22, 32]
     track = {
         "track_id": 0,
-        "boxes": [faces[10 + i] for i in at],
-        "mouth_boxes": [mouths[10 + i] for i in at],
+        "boxes": faces[[10 + i for i in at]].tolist(),
+        "mouth_boxes": mouths[[10 + i for i in at]].tolist(),
         "box_frames": at,
     }
     row = {
         "clip_id": "c",
         "video_id": "v",
-        "source_uri": str(tmp_path / truth["file"]),
+        "source_uri": str(tmp_path / truth.file),
         "start_frame": 10,
         "end_frame": 43,
         "width": 96,
@@ -276,7 +271,7 @@ def test_clips_of_a_catalog_are_cut_along_their_track(tmp_path: Path) -> None:
 
 
 def test_a_fit_learns_from_no_clip_whose_offset_is_known_and_not_corrected() -> None:
-    row = IN_ORDER | {"tracks": [{"track_id": 0, "boxes": [], "mouth_boxes": [], "box_frames": []}], "active_track": 0}
+    row = GOOD_CLIP | {"tracks": [{"track_id": 0, "boxes": [], "mouth_boxes": [], "box_frames": []}], "active_track": 0}
     scored = {"sync_c": 8.0, "residual_offset": 0, "residual_frames": 100}
     clips = [
         row,  # without a score: nobody knows better

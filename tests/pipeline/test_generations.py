@@ -19,6 +19,7 @@ from pipeline import listing, storage
 from pipeline.catalog import generation, queries, tables, writer
 from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.summary import describing
+from tests.good_clip import GOOD_CLIP
 
 HERE = Path(__file__).resolve().parent
 FILES = 4
@@ -29,12 +30,10 @@ def make(root: str, *overrides: str) -> str:
     config = schema.load("tiny", list(overrides))
     videos = [{"video_id": f"v{n}", "source_uri": f"/old/{n}.mp4", "bytes": 1} for n in range(FILES)]
     clips = [
-        {
+        GOOD_CLIP | {
             "clip_id": f"c{n}{k}", "video_id": f"v{n}", "source_uri": f"/old/{n}.mp4", "start_frame": 33 * k,
-            "end_frame": 33 * k + 33, "start_s": 1.32 * k, "end_s": 1.32 * k + 1.32, "width": 96, "height": 96,
-            "face_frac": 1.0, "face_px": 60.0, "n_faces": 1, "speech_frac": 1.0, "lufs": -20.0, "exposure": 0.5,
-            "sharpness": 0.28 + 0.01 * (2 * n + k), "motion": 1.0, "fps": 25.0, "sync_c": 8.0, "av_offset_frames": 0,
-            "phash": [], "text_boxes": [], "tracks": [{"track_id": k}], "captions": [],
+            "end_frame": 33 * k + 33, "start_s": 1.32 * k, "end_s": 1.32 * k + 1.32, "sync_c": 8.0,
+            "av_offset_frames": 0, "sharpness": 0.28 + 0.01 * (2 * n + k), "tracks": [{"track_id": k}], "captions": [],
         }
         for n in range(FILES)
         for k in range(2)

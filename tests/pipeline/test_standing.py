@@ -26,20 +26,14 @@ from pipeline.catalog.generation import Change
 from pipeline.catalog.summary import describing, standing, summarise
 from pipeline.catalog.writer import decide
 from pipeline.dataset.shard import shard
-
-CLIP = {
-    "clip_id": "c", "video_id": "v", "source_uri": "v.mp4", "start_frame": 0, "end_frame": 113, "start_s": 0.0,
-    "end_s": 4.52, "width": 512, "height": 512, "fps": 25.0, "face_frac": 1.0, "face_px": 200.0, "n_faces": 1,
-    "text_boxes": [], "text_area": 0.0, "sharpness": 0.5, "exposure": 0.5, "motion": 4.0, "shake": 0.0,
-    "freeze_frac": 0.0, "blockiness": 1.0, "lufs": -20.0, "speech_frac": 0.9, "clip_frac": 0.0, "phash": [],
-}  # fmt: skip
+from tests.good_clip import GOOD_CLIP
 
 
 def make(folder: Path, clips: list[dict[str, Any]], broken: int = 0, *overrides: str) -> str:
     """A catalog with these clips, each of its own file, and files that cannot be opened. Returns its last screen."""
     config, out = schema.load("tiny", list(overrides)), str(folder)
     named = [
-        CLIP | {"clip_id": f"c{i}", "video_id": f"v{i}", "source_uri": f"{i}.mp4"} | c for i, c in enumerate(clips)
+        GOOD_CLIP | {"clip_id": f"c{i}", "video_id": f"v{i}", "source_uri": f"{i}.mp4"} | c for i, c in enumerate(clips)
     ]
     videos = [{"video_id": c["video_id"], "source_uri": c["source_uri"]} for c in named]
     videos += [
@@ -115,7 +109,7 @@ def test_a_catalog_of_errors_names_the_files(tmp_path: Path) -> None:
 
 
 def test_the_preset_of_the_catalog_is_in_the_command(tmp_path: Path) -> None:
-    state = standing("c", table([], VIDEOS), table([CLIP | {"verdict": "keep"}], CLIPS), "wan2.1-fun-1.3b")
+    state = standing("c", table([], VIDEOS), table([GOOD_CLIP | {"verdict": "keep"}], CLIPS), "wan2.1-fun-1.3b")
     assert commands("\n".join(state.next_steps())) == [
         ["shard", "c", "--out", "dataset", "--preset", "wan2.1-fun-1.3b"]
     ]
@@ -133,7 +127,7 @@ def test_any_catalog_is_counted_right_and_every_command_parses(
 ) -> None:
     name = "c" + name.replace("\0", "").replace("\n", " ").replace("\r", " ")
     clips = [
-        CLIP | {"clip_id": f"c{i}", "verdict": v, "reasons": [f"{c}: a: b" for c in cs] if v != "keep" else []}
+        GOOD_CLIP | {"clip_id": f"c{i}", "verdict": v, "reasons": [f"{c}: a: b" for c in cs] if v != "keep" else []}
         for i, (v, cs) in enumerate(rows)
     ]
     videos = [{"source_uri": f"b{i}", "verdict": "error", "reasons": [f"{c}: a"]} for i, c in enumerate(broken)]
