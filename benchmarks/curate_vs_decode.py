@@ -19,8 +19,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 
@@ -82,7 +82,23 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(paths: list[Path], rounds: int, ffmpeg: str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Figures:
+    """What curation costs beside decoding, CPU seconds of all files together."""
+
+    bar: float
+    files: int
+    video_seconds: float
+    decode_cpu_s: float
+    curate_cpu_s: float
+    ratio: float
+    curate_times_real_time: float
+    cpu_s_per_operator: dict[str, float]
+    files_way_cpu_s: float | None = None
+    files_way_over_curate: float | None = None
+
+
+def measure(paths: list[Path], rounds: int, ffmpeg: str | None, bar: float) -> Figures:
     """The figures of one group of files."""
     cfg = load("tiny", ["sync.backend=none", "sync.required=false", "dedup.enabled=true"]).curation
     for name in ("faces", "text"):
@@ -110,18 +126,20 @@ def measure(paths: list[Path], rounds: int, ffmpeg: str | None) -> dict[str, Any
         if ffmpeg:
             with scratch.folder() as folder:
                 written += files_way(path, folder, ffmpeg)
-    result: dict[str, Any] = {
-        "files": len(paths),
-        "video_seconds": round(seconds, 1),
-        "decode_cpu_s": round(plain, 2),
-        "curate_cpu_s": round(curated, 2),
-        "ratio": round(curated / plain, 2),
-        "curate_times_real_time": round(seconds / curated, 1),
-        "cpu_s_per_operator": {name: round(value, 2) for name, value in sorted(operators.items(), key=lambda i: -i[1])},
-    }
-    if ffmpeg:
-        result |= {"files_way_cpu_s": round(written, 2), "files_way_over_curate": round(written / curated, 2)}
-    return result
+    return Figures(
+        bar=bar,
+        files=len(paths),
+        video_seconds=round(seconds, 1),
+        decode_cpu_s=round(plain, 2),
+        curate_cpu_s=round(curated, 2),
+        ratio=round(curated / plain, 2),
+        curate_times_real_time=round(seconds / curated, 1),
+        cpu_s_per_operator={
+            name: round(value, 2) for name, value in sorted(operators.items(), key=lambda item: -item[1])
+        },
+        files_way_cpu_s=round(written, 2) if ffmpeg else None,
+        files_way_over_curate=round(written / curated, 2) if ffmpeg else None,
+    )
 
 
 def main() -> None:
@@ -135,8 +153,7 @@ def main() -> None:
     for path in sorted(args.videos.iterdir()):
         if path.suffix in (".mp4", ".mkv", ".avi", ".mov", ".mpg", ".webm") and (group := group_of(path)):
             groups[group].append(path)
-    result: dict[str, Any] = {name: {"bar": BARS[name], **measure(paths, args.rounds, args.ffmpeg)}
-                              for name, paths in groups.items()}  # fmt: skip
+    result = {name: asdict(measure(paths, args.rounds, args.ffmpeg, BARS[name])) for name, paths in groups.items()}
     if not result:
         sys.exit(f"{args.videos} holds no video of 1080p or 512 x 512.")
     print(json.dumps(result, indent=1))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,34 +92,60 @@ def _resident_mb() -> float:
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
-def measure(root: Path, threads: int, prefetch: int, rounds: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Passes:
+    """The loader against bare reading; ``ratio_to_raw`` and ``mb_per_s`` are medians of the rounds."""
+
+    ratio_to_raw: float
+    mb_per_s: float
+    rounds: list[float]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything; ``resident_mb``: of one batch, after one pass, after the other rounds."""
+
+    bytes_per_sample: int
+    threads: int
+    prefetch: int
+    bucket: str
+    cold: Passes
+    cached: Passes
+    resident_mb: dict[str, float]
+    wait_share: float  # of the time of steps of 0.5 s
+
+
+def compare(root: Path, threads: int, prefetch: int, rounds: int, prepare: Callable[[Path], None]) -> Passes:
+    """The loader and bare reading in turns, ``prepare`` before each pass."""
+    ratios, speeds = [], []
+    for number in range(rounds):
+        for way in ("raw", "loader") if number % 2 else ("loader", "raw"):  # neither is always the second
+            prepare(root)
+            if way == "raw":
+                raw_s, raw_total = raw_pass(root, threads)
+            else:
+                seconds, _, total = one_pass(root, threads, prefetch)
+        ratios.append((total / seconds) / (raw_total / raw_s))
+        speeds.append(total / seconds / 1e6)
+    return Passes(
+        round(statistics.median(ratios), 3), round(statistics.median(speeds), 1), [round(r, 3) for r in ratios]
+    )
+
+
+def measure(root: Path, threads: int, prefetch: int, rounds: int, bytes_per_sample: int) -> Figures:
     """All figures."""
-    result: dict[str, Any] = {"threads": threads, "prefetch": prefetch, "bucket": BUCKET}
-    for name, prepare in (("cold", drop_pages), ("cached", lambda _: None)):
-        ratios, speeds = [], []
-        passes: Callable[[Path], None] = prepare
-        for number in range(rounds):
-            taken: dict[str, Any] = {}
-            for way in ("raw", "loader") if number % 2 else ("loader", "raw"):  # neither is always the second
-                passes(root)
-                taken[way] = raw_pass(root, threads) if way == "raw" else one_pass(root, threads, prefetch)
-            (raw_s, raw_bytes_read), (seconds, _, total) = taken["raw"], taken["loader"]
-            ratios.append((total / seconds) / (raw_bytes_read / raw_s))
-            speeds.append(total / seconds / 1e6)
-        result[name] = {
-            "ratio_to_raw": round(statistics.median(ratios), 3),
-            "mb_per_s": round(statistics.median(speeds), 1),
-            "rounds": [round(r, 3) for r in ratios],
-        }
+    cold = compare(root, threads, prefetch, rounds, drop_pages)
+    cached = compare(root, threads, prefetch, rounds, lambda _: None)
     before = _resident_mb()
     for _ in range(rounds):
-        one_pass(root, threads, prefetch)
-    result["resident_mb"] = {"batch": round(total / 1e6 / passes_of(root), 1), "after_one_pass": before,
-                             f"after_{rounds}_more": _resident_mb()}  # fmt: skip
+        _, _, total = one_pass(root, threads, prefetch)
+    batch = round(total / 1e6 / passes_of(root), 1)
+    resident = {"batch": batch, "after_one_pass": before, f"after_{rounds}_more": _resident_mb()}
     drop_pages(root)
     seconds, waited, _ = one_pass(root, threads, prefetch, step_s=0.5)
-    result["wait_share_of_0.5s_steps"] = round(waited / seconds, 5)
-    return result
+    return Figures(
+        bytes_per_sample, threads, prefetch, BUCKET, cold, cached, resident, wait_share=round(waited / seconds, 5)
+    )
 
 
 def main() -> None:
@@ -131,12 +158,13 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         root = Path(folder)
-        rows = write_dataset(root, {BUCKET: args.samples}, sizes=REAL, per_tar=8)
-        size = sum(member["length"] for member in rows[0]["members"])
-        result = {"bytes_per_sample": size} | measure(root, args.threads, args.prefetch, args.rounds)
-    print(json.dumps(result, indent=1))
+        index = write_dataset(root, {BUCKET: args.samples}, sizes=REAL, per_tar=8)
+        size = sum(member["length"] for member in index["members"][0].as_py())
+        figures = measure(root, args.threads, args.prefetch, args.rounds, size)
+    text = json.dumps(asdict(figures), indent=1)
+    print(text)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ class Brightness:
         row = {"uri": payload, "frames": len(means), "mean": float(np.mean(means))}
         return Result({"brightness": pa.Table.from_pylist([row], TABLES["brightness"])}, amount=len(means) / 25)
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: dict[str, str]) -> dict[str, str | int | float]:
         """One row of Ray Data."""
         return self.run(row["item"]).tables["brightness"].to_pylist()[0]
 
@@ -106,7 +107,7 @@ def data_pixels(uris: list[str], out: Path) -> int:
     """Ray Data over frames."""
     import ray.data
 
-    def decode(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def decode(row: dict[str, str]) -> Iterator[dict[str, str | np.ndarray]]:
         for frame in frames(row["item"]):
             yield {"uri": row["item"], "frame": frame}
 
@@ -117,6 +118,20 @@ def data_pixels(uris: list[str], out: Path) -> int:
     rows = shown.map_batches(look, batch_size=64).groupby("uri").mean("mean")
     rows.write_parquet(str(out))
     return sum(pq.read_metadata(f).num_rows for f in out.glob("*.parquet"))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one way cost; ``ended``: the name of the error that ended it, and then there are no rows."""
+
+    way: str
+    start_s: float  # of Ray
+    seconds: float
+    peak_mb: float
+    shared_mb: float
+    rows: int | None
+    ended: str | None
+    one_killed: bool
 
 
 class Memory:
@@ -164,7 +179,7 @@ def _below(pid: int) -> dict[int, int]:
     return found
 
 
-def measure(way: str, folder: Path, kill_after: float) -> dict[str, Any]:
+def measure(way: str, folder: Path, kill_after: float) -> Figure:
     """One way in this process."""
     import ray
 
@@ -172,19 +187,22 @@ def measure(way: str, folder: Path, kill_after: float) -> dict[str, Any]:
 
     uris = [str(p) for p in sorted(folder.glob("*.mp4"))]
     run = {"core": core, "data, rows": data_rows, "data, pixels": data_pixels}[way]
-    answer: dict[str, Any] = {"way": way}
+    rows: int | None = None
+    ended: str | None = None
     begin = time.perf_counter()
     with scratch.folder() as out, Memory() as memory, session(None, WorkerShare(2, 1, 0, 1, 1), 500):
-        answer["start_s"] = time.perf_counter() - begin
+        start_s = time.perf_counter() - begin
         assert ray.is_initialized()
         if kill_after:
             threading.Timer(kill_after, _kill_one).start()
         try:
-            answer["rows"] = run(uris, out)
+            rows = run(uris, out)
         except Exception as error:
-            answer["ended"] = f"{type(error).__name__}"
-        answer["seconds"] = time.perf_counter() - begin - answer["start_s"]
-    return answer | {"peak_mb": memory.peak / 2**20, "shared_mb": memory.shared / 2**20}
+            ended = type(error).__name__
+        seconds = time.perf_counter() - begin - start_s
+    return Figure(
+        way, start_s, seconds, memory.peak / 2**20, memory.shared / 2**20, rows, ended, one_killed=bool(kill_after)
+    )
 
 
 def _kill_one() -> None:
@@ -206,18 +224,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         way, folder, kill_after = options.one
-        print(json.dumps(measure(way, Path(folder), float(kill_after))))
+        print(json.dumps(asdict(measure(way, Path(folder), float(kill_after)))))
         return
     figures = []
     with scratch.folder() as name:
         make(name)
         for kill_after in (0.0, 6.0):
             for way in WAYS:
-                command = [sys.executable, "-m", "benchmarks.ray_engines", "--one", way, name, str(kill_after)]
+                command = [sys.executable, "-m", "benchmarks.ray_engines", "--one", way, str(name), str(kill_after)]
                 done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
                 if done.returncode:
                     raise SystemExit(done.stderr[-3000:])
-                figures.append(json.loads(done.stdout.splitlines()[-1]) | {"one_killed": bool(kill_after)})
+                figures.append(json.loads(done.stdout.splitlines()[-1]))
                 print(figures[-1], flush=True)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps({"seconds_of_video": sum(LENGTHS), "figures": figures}, indent=1))

@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,29 @@ from pipeline.engine.unit import Finished, Result, Unit, unit_id
 _PER_FILE = 50_000
 _PAIRS = 26
 """Hash pairs of a clip: 5.4 s, as 1,500 h in 1,000,000 clips are, at 5 a second."""
+
+
+Column: TypeAlias = "list[str] | np.ndarray | pa.Array"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a process of its own measured: seconds by what it did, and its peak memory."""
+
+    seconds: dict[str, float] | None
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Cost of one thing at one size; ``against_smallest``: per row, 1.0 is linear."""
+
+    what: str
+    size: int
+    seconds: float
+    peak_mb: float
+    ms_per_row: float
+    against_smallest: float = 1.0
 
 
 def make_videos(folder: Path, rows: int) -> None:
@@ -125,7 +149,7 @@ def _tracks(count: int, chance: np.random.Generator) -> pa.Array:
     return _lists(pa.StructArray.from_arrays(fields, fields=list(kind)), 1, kind)
 
 
-def _filled(columns: dict[str, Any], count: int, wanted: pa.Schema) -> pa.Table:
+def _filled(columns: Mapping[str, Column], count: int, wanted: pa.Schema) -> pa.Table:
     empty = {"reasons": pa.array([[]] * count, pa.list_(pa.string()))}
     if "text_boxes" in wanted.names:
         empty["text_boxes"] = pa.array([[]] * count, wanted.field("text_boxes").type)
@@ -177,17 +201,16 @@ TASKS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-def _apart(task: str, *arguments: Any) -> dict[str, Any]:
+def _apart(task: str, *arguments: Path | str | int) -> Answer:
     """Run a task in a process of its own; its answer and its peak memory."""
     command = [sys.executable, "-m", "benchmarks.scale", "--task", task, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    return Answer(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure(rows: int, place: Path) -> Iterator[dict[str, Any]]:
+def measure(rows: int, place: Path) -> Iterator[Figure]:
     """All figures at a quarter, half and all of ``rows``."""
     for size in (rows // 4, rows // 2, rows):
         with tempfile.TemporaryDirectory(dir=place) as name:
@@ -202,9 +225,9 @@ def measure(rows: int, place: Path) -> Iterator[dict[str, Any]]:
             yield from _figures(_apart("schedule", name, size), size)
 
 
-def _figures(answer: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    for what, seconds in answer["seconds"].items():
-        yield {"what": what, "size": size, "seconds": seconds, "peak_mb": answer["peak_mb"]}
+def _figures(answer: Answer, size: int) -> Iterator[Figure]:
+    for what, seconds in (answer.seconds or {}).items():
+        yield Figure(what, size, seconds, answer.peak_mb, 1e3 * seconds / size)
 
 
 def main() -> None:
@@ -219,22 +242,25 @@ def main() -> None:
         task, folder, *rest = options.task
         seconds = TASKS[task](Path(folder), *map(int, rest))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "peak_mb": peak}))
+        print(json.dumps(asdict(Answer(seconds, peak))))
         return
     first: dict[str, float] = {}
     figures = []
     for figure in measure(options.rows, options.place):
-        per_row = figure["seconds"] / figure["size"]
-        figure["ms_per_row"] = 1e3 * per_row
-        figure["against_smallest"] = per_row / first.setdefault(figure["what"], per_row)
+        smallest = first.setdefault(figure.what, figure.ms_per_row)
+        figure = replace(figure, against_smallest=figure.ms_per_row / smallest)
         figures.append(figure)
         print(
-            f"{figure['what']:<20} {figure['size']:>9,} {figure['seconds']:8.1f} s {figure['ms_per_row']:8.3f} ms a row "
-            f"{figure['peak_mb']:7.0f} MB  x{figure['against_smallest']:.2f}",
+            f"{figure.what:<20} {figure.size:>9,} {figure.seconds:8.1f} s {figure.ms_per_row:8.3f} ms a row "
+            f"{figure.peak_mb:7.0f} MB  x{figure.against_smallest:.2f}",
             flush=True,
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"command": "python -m benchmarks.scale", "figures": figures}, indent=1))
+    options.out.write_text(
+        json.dumps(
+            {"command": "python -m benchmarks.scale", "figures": [asdict(figure) for figure in figures]}, indent=1
+        )
+    )
 
 
 if __name__ == "__main__":

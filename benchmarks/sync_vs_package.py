@@ -20,7 +20,7 @@ import resource
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,12 +94,51 @@ def main() -> None:
     args = parser.parse_args()
     with scratch.folder() as name:
         result = measure(args.videos, Path(args.ffmpeg).resolve(), name, everything=args.all)
-    print(json.dumps(result, indent=1))
+    text = json.dumps(asdict(result), indent=1)
+    print(text)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        args.json.write_text(text + "\n")
 
 
-def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Both:
+    """A number of ours and of the package."""
+
+    ours: float
+    package: float
+
+    @property
+    def ratio(self) -> float:
+        """How often ours fits into the package's."""
+        return round(self.package / self.ours, 1)
+
+
+@dataclass(frozen=True)
+class FileFigures:
+    """The two on one file."""
+
+    file: str
+    seconds: float
+    tracks_scored: Both
+    seconds_scored: float
+    cpu_s: Both
+    wall_s: Both
+    ratio_cpu: float
+    ratio_wall: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The two on all files."""
+
+    bar: float
+    other_operators_too: bool
+    ratio_cpu: float
+    ratio_wall: float
+    files: list[FileFigures]
+
+
+def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool) -> Figures:
     """The figures, file by file and together."""
     program = folder / "ffmpeg"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(str(ffmpeg))} -nostdin -loglevel error "$@"\n')
@@ -117,7 +156,7 @@ def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool)
     theirs = SyncNetPipeline({"s3fd_weights": str(faces), "syncnet_weights": str(lips)}, device="cpu")
     finds = Finds(theirs.s3fd, ours.detector)
     theirs.s3fd = cast(Any, finds)
-    files = []
+    files: list[FileFigures] = []
     for video in videos:
         finds.learning, finds.boxes = True, {}
         syncnet, theirs.syncnet = theirs.syncnet, cast(Any, _Silent())
@@ -128,27 +167,23 @@ def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool)
             lambda video=video: analyse_video(str(video), cfg, backends=ours)  # type: ignore[misc]
         )
         scored = [c for c in clips if c.get("sync_d") is not None]
+        cpu, wall = Both(round(cpu_a, 2), round(cpu_b, 2)), Both(round(wall_a, 2), round(wall_b, 2))
         files.append(
-            {
-                "file": video.name,
-                "seconds": round(float(row["duration_s"] or 0), 2),
-                "tracks_scored": {"ours": len(scored), "package": len(found[0])},
-                "seconds_scored": round(sum(c["end_s"] - c["start_s"] for c in scored), 2),
-                "cpu_s": {"ours": round(cpu_a, 2), "package": round(cpu_b, 2)},
-                "wall_s": {"ours": round(wall_a, 2), "package": round(wall_b, 2)},
-                "ratio_cpu": round(cpu_b / cpu_a, 1),
-                "ratio_wall": round(wall_b / wall_a, 1),
-            }
+            FileFigures(
+                file=video.name,
+                seconds=round(float(row["duration_s"] or 0), 2),
+                tracks_scored=Both(len(scored), len(found[0])),
+                seconds_scored=round(sum(c["end_s"] - c["start_s"] for c in scored), 2),
+                cpu_s=cpu,
+                wall_s=wall,
+                ratio_cpu=round(cpu_b / cpu_a, 1),
+                ratio_wall=round(wall_b / wall_a, 1),
+            )
         )
-        print(json.dumps(files[-1]), flush=True)
-    total = {k: {w: sum(f[k][w] for f in files) for w in ("ours", "package")} for k in ("cpu_s", "wall_s")}
-    return {
-        "bar": BAR,
-        "other_operators_too": everything,
-        "ratio_cpu": round(total["cpu_s"]["package"] / total["cpu_s"]["ours"], 1),
-        "ratio_wall": round(total["wall_s"]["package"] / total["wall_s"]["ours"], 1),
-        "files": files,
-    }
+        print(json.dumps(asdict(files[-1])), flush=True)
+    cpu = Both(sum(file.cpu_s.ours for file in files), sum(file.cpu_s.package for file in files))
+    wall = Both(sum(file.wall_s.ours for file in files), sum(file.wall_s.package for file in files))
+    return Figures(BAR, everything, cpu.ratio, wall.ratio, files)
 
 
 class _Silent:

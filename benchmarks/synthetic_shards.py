@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from configs.dataset_schema import INDEX_FILE
-from pipeline.dataset.index import index_table, scan
+from configs.dataset_schema import INDEX, INDEX_FILE
+from pipeline.dataset.index import scan
 from pipeline.dataset.tar import ShardSample, write_tar
 
 
@@ -68,14 +69,14 @@ def write_dataset(
     sizes: Sizes | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     start: int = 0,
-) -> list[dict[str, Any]]:
+) -> pa.Table:
     """Write ``counts[bucket]`` samples per bucket and the index. ``columns`` overrides index columns, row by row.
 
     Returns:
-        The rows of the index, in the order written.
+        The index, its rows in the order written.
     """
     sizes = sizes or Sizes()
-    rows: list[dict[str, Any]] = []
+    parts: list[pa.Table] = []
     for bucket, count in counts.items():
         ids = [hashlib.sha256(f"{bucket}:{split}:{start + k}".encode()).hexdigest()[:16] for k in range(count)]
         folder = root / "gen-000" / bucket
@@ -88,27 +89,25 @@ def write_dataset(
                 (ShardSample(i, sample_tensors(i, bucket, sizes), _files(i)) for i in ids[first : first + per_tar]),
             )
             path.write_bytes(stream.getbuffer())
-            with path.open("rb") as file:
-                found = scan(file, path.relative_to(root).as_posix())
-            rows += [_row(i, bucket, split, sizes, found[i]) for i in ids[first : first + per_tar]]
+            parts.append(_rows(root, path, ids[first : first + per_tar], bucket, split, sizes))
+    table = pa.concat_tables(parts)
     for name, values in (columns or {}).items():
-        for row, value in zip(rows, values, strict=True):
-            row[name] = value
-    pq.write_table(index_table(rows), root / INDEX_FILE)
-    return rows
+        field = INDEX.field(name)
+        table = table.set_column(INDEX.get_field_index(name), field, pa.array(values, field.type))
+    pq.write_table(table.sort_by("sample_id"), root / INDEX_FILE)
+    return table
 
 
 def _files(sample_id: str) -> dict[str, bytes]:
     return {"json": json.dumps({"sample_id": sample_id}).encode(), "txt": b"a person talks"}
 
 
-def _row(sample_id: str, bucket: str, split: str, sizes: Sizes, found: dict[str, Any]) -> dict[str, Any]:
+def _rows(root: Path, path: Path, ids: Sequence[str], bucket: str, split: str, sizes: Sizes) -> pa.Table:
+    """The rows of the index for the samples of one tar."""
+    with path.open("rb") as file:
+        found = scan(file, path.relative_to(root).as_posix())
     width, height, frames = (int(v) for v in bucket.split("x"))
-    rows = sizes.context * 2 + frames * sizes.tokens_per_frame
-    return {
-        "sample_id": sample_id,
-        "clip_id": sample_id,
-        "video_id": sample_id,
+    same = {
         "bucket": bucket,
         "split": split,
         "generation": "gen-000",
@@ -125,8 +124,9 @@ def _row(sample_id: str, bucket: str, split: str, sizes: Sizes, found: dict[str,
                 "tokens_per_frame": float(sizes.tokens_per_frame),
                 "frame0": sizes.context,
                 "valid_from": 2,
-                "valid_to": rows,
+                "valid_to": sizes.context * 2 + frames * sizes.tokens_per_frame,
             }
         ],
-        **found,
     }
+    rows = [{"sample_id": id_, "clip_id": id_, "video_id": id_, **same, **found[id_]} for id_ in ids]
+    return pa.Table.from_pylist(rows, schema=INDEX)

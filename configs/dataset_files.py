@@ -91,7 +91,11 @@ class Digests:
         """The file: JSON whose last entry is the sha256 of the same JSON without it."""
         files = {name: asdict(digest) for name, digest in sorted(self.files.items())}
         body = {"files": files, "unfinished": self.unfinished}
-        return _json(body | {"sha256": hashlib.sha256(_json(body)).hexdigest()})
+
+        def encoded(**more: str) -> bytes:
+            return (json.dumps(body | more, indent=1) + "\n").encode()
+
+        return encoded(sha256=hashlib.sha256(encoded()).hexdigest())
 
     def check(self, dataset: str, name: str, data: bytes) -> None:
         """Raise :class:`Damaged` unless ``data`` is what was written as ``name``."""
@@ -99,10 +103,6 @@ class Digests:
             raise Damaged(dataset, name, f"{DIGESTS_FILE} does not name it")
         if self.files[name] != FileDigest.of(data):
             raise Damaged(dataset, name, "its bytes are not those that were written (sha256 differs)")
-
-
-def _json(body: Mapping[str, Any]) -> bytes:
-    return (json.dumps(body, indent=1) + "\n").encode()
 
 
 def parse_digests(data: bytes, dataset: str) -> Digests:

@@ -407,7 +407,7 @@ LOADER = LoaderConfig(KeepConfig(), 2, "whisper", "any", 1, 0, True, True, "stop
 
 
 def conditions(root: Path, out: Path) -> None:
-    sample = write_dataset(out, {BUCKET: 1})[0]["sample_id"]  # that of the first row of every such dataset
+    sample = write_dataset(out, {BUCKET: 1})["sample_id"][0].as_py()  # that of the first row of every such dataset
     one = negatives.Negative("n", sample, sample, "i2v", "other", root / "latents", None)
     (row,) = negatives.condition_index(root, LOADER, [one]).table.to_pylist()
     assert (row["sample_id"], row["bucket"]) == ("n", BUCKET)

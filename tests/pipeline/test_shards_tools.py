@@ -109,7 +109,7 @@ def test_writing_is_deterministic_and_refuses_nan() -> None:
 def dataset(tmp_path: Path) -> Path:
     root = tmp_path / "dataset"
     root.mkdir()
-    ids = [r["sample_id"] for r in write_dataset(root, {"64x64x9": 6}, per_tar=2)]
+    ids = write_dataset(root, {"64x64x9": 6}, per_tar=2)["sample_id"].to_pylist()
     for path in sorted(root.rglob("*.tar")):  # `.json` members that name their sample, as `shard` writes them
         names = sorted({n.split(".")[0] for n in tarfile.open(path).getnames()}, key=ids.index)  # noqa: SIM115
         with path.open("wb") as file:
