@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import IO
 
 from configs.errors import EchoForgeError
+from configs.runtime import regular
 from configs.runtime.shown import one_line
 
 # Control characters and lone surrogates; backslash and colon (drives, URLs, `a::b` chains of fsspec); what ends or
 # escapes a path in a URL.
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f\\\\:%?#\ud800-\udfff]")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_SUCH_PATH = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -63,7 +63,10 @@ def check(root: str | os.PathLike[str], name: object) -> Path:
         except OSError as error:
             raise _refused(name, error) from error
         if number == len(parts):
-            _regular(name, mode)
+            try:
+                regular.check(mode)
+            except regular.NotRegular as error:
+                raise _not_regular(name, error) from error
         elif not stat.S_ISDIR(mode):
             raise BadMember(f"'{_short(name)}' lies behind a link or a file.")
     return path
@@ -83,21 +86,15 @@ def open_descriptor(root: str | os.PathLike[str], name: object) -> int:
             inner = os.open(part, _FOLDER, dir_fd=at)
             os.close(at)
             at = inner
-        # Looked at before it is opened: opening a device may already do something.
-        _regular(name, os.stat(file, dir_fd=at, follow_symlinks=False).st_mode)
-        descriptor = os.open(file, _FILE, dir_fd=at)
+        return regular.open_descriptor(file, dir_fd=at)
+    except regular.NotRegular as error:
+        raise _not_regular(name, error) from error
     except OSError as error:
         if error.errno in _NO_SUCH_PATH:
             raise _refused(name, error) from error
         raise
     finally:
         os.close(at)
-    try:
-        _regular(name, os.fstat(descriptor).st_mode)
-    except BadMember:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 @contextmanager
@@ -138,10 +135,8 @@ def check_range(name: object, offset: int, length: int, size: int) -> None:
         raise BadMember(f"'{_short(name)}' has {size} bytes, and {length} from byte {offset} on are asked for.")
 
 
-def _regular(name: object, mode: int) -> None:
-    if not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
-        raise BadMember(f"'{_short(name)}' is {kind}, not a regular file.")
+def _not_regular(name: object, error: regular.NotRegular) -> BadMember:
+    return BadMember(f"'{_short(name)}' is {error.kind}, not a regular file.")
 
 
 def _refused(name: object, error: OSError) -> BadMember:

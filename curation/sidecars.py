@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 
 from configs.errors import EchoForgeError
+from configs.runtime import regular
 from configs.runtime.shown import one_line
 
 MOST_BYTES = 16 << 20
@@ -73,8 +74,7 @@ def read(file: Path) -> bytes:
     Raises:
         OSError: it cannot be read.
     """
-    descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as stream:
+    with os.fdopen(regular.open_descriptor(file), "rb") as stream:
         return stream.read(MOST_BYTES)
 
 

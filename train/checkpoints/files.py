@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from configs import members
+from configs.runtime import regular
 
 try:  # a training machine may have torch and little else
     from xxhash import xxh3_64 as _xxh3
@@ -30,24 +30,13 @@ class Damaged(Exception):
     """A file that cannot be used: which one, and why. What to do is for the caller to say."""
 
 
-def open_regular(path: str | Path) -> int:
-    """A descriptor to read a regular file with.
+def open_binary(path: Path) -> BinaryIO:
+    """A regular file, for reading.
 
     Raises:
         OSError: there is none, or it is a link, a folder, a pipe or a device.
     """
-    if stat.S_ISLNK(os.lstat(path).st_mode):
-        raise OSError("it is a link")
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise OSError("it is not a regular file")
-    return fd
-
-
-def open_binary(path: Path) -> BinaryIO:
-    """:func:`open_regular` as a file object."""
-    return os.fdopen(open_regular(path), "rb")
+    return os.fdopen(regular.open_descriptor(path), "rb")
 
 
 def reason(error: OSError) -> str:

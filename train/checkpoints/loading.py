@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from configs import aliases, strict
 from configs.errors import ConfigError, EchoForgeError
 from configs.folders import PROGRESS_FILE
+from configs.runtime import regular
 from configs.runtime.shown import one_line
 from train import parallel
 from train.checkpoints import files, manifest, old_state, state_storage
@@ -75,7 +76,7 @@ def exported(path: Path, weights: Weights) -> Path | None:
     if not os.path.lexists(path / name):
         return None
     with _named(path):
-        os.close(files.open_regular(path / name))
+        os.close(regular.open_descriptor(path / name))
     return path / name
 
 

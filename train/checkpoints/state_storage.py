@@ -43,6 +43,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from configs.runtime import regular
 from configs.runtime.shown import one_line
 from train.checkpoints import files
 from train.checkpoints.files import Damaged
@@ -284,7 +285,7 @@ def _as_dcp(tensor: Stored) -> TensorStorageMetadata:
 def _open(path: Path) -> Iterator[Fetch]:
     """Raises Damaged, also inside the context."""
     try:
-        os.close(files.open_regular(path))
+        os.close(regular.open_descriptor(path))
         with safe_open(path, "pt") as file:
 
             def fetch(name: str, chunk: Chunk, part: tuple[slice, ...]) -> Tensor:

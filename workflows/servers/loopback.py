@@ -21,7 +21,6 @@ import os
 import re
 import secrets
 import socket
-import stat
 import sys
 import time
 import traceback
@@ -35,7 +34,7 @@ from typing import IO, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from configs.errors import EchoForgeError
-from configs.runtime import stopping
+from configs.runtime import regular, stopping
 from configs.runtime.shown import one_line
 
 # Our own limits. A request of the page is a few hundred bytes and takes milliseconds on this machine; seconds are for
@@ -318,11 +317,9 @@ def open_file(path: Path) -> IO[bytes]:
         Refused: it is gone, a link, a pipe or a device, or may not be read.
     """
     try:
-        if stat.S_ISREG(path.lstat().st_mode):
-            return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+        return os.fdopen(regular.open_descriptor(path), "rb")
     except (OSError, ValueError):
-        pass
-    raise Refused(404, "There is no such video.")
+        raise Refused(404, "There is no such video.") from None
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:
