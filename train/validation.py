@@ -18,9 +18,8 @@ from configs.errors import EchoForgeError
 from model import flow
 from train import rng
 from train.config import LoaderConfig
-from train.data import inputs as batches
 from train.data.index import open_index
-from train.data.inputs import Inputs, Keep
+from train.data.inputs import Inputs, Keep, assemble
 from train.data.loader import Loader
 from train.objectives.base import Context, predict, squared_error
 
@@ -59,7 +58,7 @@ class Validation:
                 if len(found) >= limit:
                     break
                 found.append(
-                    batches.assemble(
+                    assemble(
                         stored,
                         [Keep()],
                         self.context.prompts,

@@ -101,7 +101,9 @@ def test_presets_saved_configurations_and_overrides_are_read_by_their_old_names(
 
 @pytest.mark.usefixtures("table")
 def test_a_checkpoint_of_an_older_version_is_understood(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"seed": 1, "train": {"read": {"batch": 3}}, "model": {"codec": {}}}')
+    (tmp_path / "run.json").write_text(
+        '{"seed": 1, "train": {"read": {"batch": 3}}, "model": {"codec": {}}, "other": 1}'
+    )
     info = loading.read_info(tmp_path)
     assert info == CheckpointInfo(seed=1, train={"loader": {"global_batch": 3}}, model={"codec": {}})
 

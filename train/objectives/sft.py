@@ -18,9 +18,8 @@ from torch import Tensor
 from configs.errors import EchoForgeError
 from model import flow
 from train import rng
-from train.data import inputs as batches
 from train.data.batch import Batch
-from train.data.inputs import Inputs
+from train.data.inputs import Inputs, assemble, keep_of
 from train.log import sigma_bins
 from train.objectives.base import Context, MicroStep, Setup, phda_draws, predict, squared_error
 
@@ -50,8 +49,8 @@ class SFT:
         batch = next(self.source)
         if batch.step != step:
             raise EchoForgeError(f"the loader is at step {batch.step}, training at {step}: seek it before a stage.")
-        keeps = [batches.keep_of(self.context.seed, step, place, self.context.cfg.tasks) for place in batch.places]
-        return batches.assemble(
+        keeps = [keep_of(self.context.seed, step, place, self.context.cfg.tasks) for place in batch.places]
+        return assemble(
             batch,
             keeps,
             self.context.prompts,
