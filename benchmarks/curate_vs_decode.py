@@ -28,6 +28,7 @@ from configs.runtime import scratch
 from configs.schema import load
 from curation.analysis import registry
 from curation.analysis.video import analyse_video
+from curation.sources.source import Source
 from pipeline.catalog.timing import Stopwatch, timed
 
 BARS = {"1080p": 2.5, "512": 8.0}
@@ -109,16 +110,16 @@ def measure(paths: list[Path], rounds: int, ffmpeg: str | None, bar: float) -> F
     plain, curated, operators = 0.0, 0.0, defaultdict[str, float](float)
     seconds, written = 0.0, 0.0
     for path in paths:
-        analyse_video(str(path), cfg, backends=loaded)  # warm: pages of the file, first calls of the networks
+        analyse_video(Source(str(path)), cfg, backends=loaded)  # warm: pages of the file, first calls of the networks
         best: tuple[float, dict[str, float], float] | None = None
         bare = min(decode_only(path)[0] for _ in range(rounds))
         for _ in range(rounds):
             watch.reset()
             begin = time.process_time()
-            video, _ = analyse_video(str(path), cfg, backends=loaded)
+            video, _ = analyse_video(Source(str(path)), cfg, backends=loaded)
             took = time.process_time() - begin
             if best is None or took < best[0]:
-                best = took, watch.read(), float(video.get("duration_s") or 0)
+                best = took, watch.read(), video.duration_s or 0.0
         assert best is not None
         plain, curated, seconds = plain + bare, curated + best[0], seconds + best[2]
         for name, value in best[1].items():

@@ -74,7 +74,7 @@ def make_videos(folder: Path, rows: int) -> None:
 
 def plan(folder: Path) -> dict[str, float]:
     """Manifest → units → what is left, when half is done."""
-    from curation.operators.captions import Beside
+    from curation.caption_files import Beside
     from curation.sources.listing import expand
     from pipeline.catalog import curate
     from pipeline.catalog.units import plan as plan_units

@@ -32,6 +32,7 @@ from configs.schema import load
 from curation.analysis import registry
 from curation.analysis.video import analyse_video
 from curation.faces import FaceDetector
+from curation.sources.source import Source
 from curation.sync.syncnet_v2 import network
 
 BAR = 10.0
@@ -164,7 +165,7 @@ def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool)
         theirs.syncnet, finds.learning = syncnet, False
         cpu_b, wall_b, found = spent(lambda video=video: theirs.inference(str(video)))  # type: ignore[misc]
         cpu_a, wall_a, (row, clips) = spent(
-            lambda video=video: analyse_video(str(video), cfg, backends=ours)  # type: ignore[misc]
+            lambda video=video: analyse_video(Source(str(video)), cfg, backends=ours)  # type: ignore[misc]
         )
         scored = [c for c in clips if c.get("sync_d") is not None]
         cpu, wall = Both(round(cpu_a, 2), round(cpu_b, 2)), Both(round(wall_a, 2), round(wall_b, 2))

@@ -6,8 +6,8 @@ two. Work over a whole corpus (planning, deciding, duplicates) stays in columns 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from curation.schema import CLIPS, FPS
@@ -68,11 +68,26 @@ class Track:
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Track:
         """A track as the column ``tracks`` holds it."""
-        boxes = {name: tuple(tuple(box) for box in row[name] or ()) for name in ("boxes", "mouth_boxes")}
-        return cls(**{**row, **boxes, "box_frames": tuple(row["box_frames"] or ())})
+        plain: dict[str, Any] = {item.name: row.get(item.name) for item in fields(cls)}
+        boxes = {name: tuple(tuple(box) for box in plain[name] or ()) for name in ("boxes", "mouth_boxes")}
+        return cls(**{**plain, **boxes, "box_frames": tuple(plain["box_frames"] or ())})
+
+    def to_row(self) -> dict[str, Any]:
+        """The track as the column ``tracks`` holds it."""
+        boxes = {name: [list(box) for box in getattr(self, name)] for name in ("boxes", "mouth_boxes")}
+        return {**vars(self), **boxes, "box_frames": list(self.box_frames)}
+
+    def unscored(self) -> Track:
+        """The track without its sync scores."""
+        return replace(self, av_offset=None, conf=None, dist=None)
+
+    @property
+    def weight(self) -> float:
+        """How much of the clip it fills: by this the speaking face is guessed where no sound says it."""
+        return self.size_px * self.frac_present
 
 
-Score = float | int | str | Rect | Sequence[int] | Sequence[TextBox] | None
+Score = float | int | str | Rect | Sequence[int] | Sequence[TextBox] | Sequence[Caption] | None
 """What an operator may write into one of its columns; None: not measured."""
 Scores = dict[str, Score]
 """Values by column of the clips table."""
@@ -118,6 +133,23 @@ class Clip:
         """The track of the speaking face."""
         return None if self.active_track is None else self.tracks[self.active_track]
 
+    def scored(self, scores: Scores) -> Clip:
+        """The clip with what operators wrote into their columns; None: not measured.
+
+        Raises:
+            KeyError: a column that the catalog does not have, or that no operator may write.
+        """
+        if unknown := scores.keys() - {*SCORE_COLUMNS, "captions"}:
+            raise KeyError(f"columns unknown to the catalog: {', '.join(sorted(unknown))}")
+        merged = {**self.scores, **{name: score for name, score in scores.items() if name != "captions"}}
+        kept = {name: score for name, score in merged.items() if score is not None}
+        captions = scores.get("captions", self.captions)
+        return replace(self, scores=kept, captions=None if captions is None else tuple(captions))  # type: ignore[arg-type]
+
+    def columns(self, names: Iterable[str]) -> Scores:
+        """The values of columns that operators write; None: not measured."""
+        return {name: self.captions if name == "captions" else self.scores.get(name) for name in names}
+
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Clip:
         """The clip of a row of `schema.CLIPS`; columns that it lacks are null."""
@@ -149,7 +181,7 @@ class Clip:
             "end_s": self.end_frame / FPS,
             "n_faces": len(self.tracks),
             "face_frac": self.face_frac,
-            "tracks": [asdict(track) for track in self.tracks],
+            "tracks": [track.to_row() for track in self.tracks],
             "captions": None if self.captions is None else [asdict(caption) for caption in self.captions],
         }
         row |= {name: _plain(value) for name, value in self.scores.items()}

@@ -26,6 +26,7 @@ from curation.media.container import named
 from curation.media.stills import read_picture
 from curation.media.video_file import VideoFile
 from curation.schema import FPS, SAMPLES_PER_FRAME
+from curation.sources.source import Source
 from model import conditions, masks, pixels
 from model.audio_variants import AUDIO_VARIANTS
 from model.codecs import load_codec
@@ -243,12 +244,14 @@ def _picture(path: Path, frames: int, config: Config) -> _Given:
 
 def _video(path: Path, frames: int, task: str, config: Config) -> _Given:
     """The first clip of a video that has a face."""
-    found, clips = analyse_video(str(path), config.curation, backends=curation_backends.faces_alone(config.curation))
-    if found.get("verdict") == "error":
-        raise EchoForgeError(f"{path}: {str(found['error']).rstrip('.')}; give the video that is to speak.")
-    clip = next((c for c in clips if c["tracks"]), None)
-    if clip is None:
+    backends = curation_backends.faces_alone(config.curation)
+    found, clips = analyse_video(Source(str(path)), config.curation, backends=backends)
+    if found.verdict == "error":
+        raise EchoForgeError(f"{path}: {str(found.error).rstrip('.')}; give the video that is to speak.")
+    talking = next((c for c in clips if c.tracks), None)
+    if talking is None:
         raise EchoForgeError(f"{path} has no clip with a steady face; task {task} needs one.")
+    clip = talking.to_row()
     count = min(frames, clip["end_frame"] - clip["start_frame"])
     count = max(_MIN_FRAMES, (count - 1) // 4 * 4 + 1)
     (width, height), rect = _fit({"crop": None} | clip, config, path)  # nothing looked for text to crop away

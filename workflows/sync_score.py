@@ -8,6 +8,7 @@ from configs.errors import EchoForgeError
 from curation.analysis import registry
 from curation.analysis.video import analyse_video
 from curation.config import CurationConfig
+from curation.sources.source import Source
 
 COLUMNS = (
     "start_s",
@@ -32,7 +33,7 @@ def score(file: Path, cfg: CurationConfig) -> list[tuple[float | str | None, ...
         raise EchoForgeError(
             "no sync backend is configured; set sync.backend=fitted with sync.fitted=FILE, or syncnet_v2."
         )
-    video, clips = analyse_video(str(file), cfg, backends=registry.load(cfg))
-    if video.get("verdict") == "error":
-        raise EchoForgeError(f"{file}: {video['error']}")
-    return [tuple(clip.get(name) for name in COLUMNS) for clip in clips]
+    video, clips = analyse_video(Source(str(file)), cfg, backends=registry.load(cfg))
+    if video.verdict == "error":
+        raise EchoForgeError(f"{file}: {video.error}")
+    return [tuple(row[name] for name in COLUMNS) for row in (clip.to_row() for clip in clips)]

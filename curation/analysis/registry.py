@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from configs import strict
 from configs.errors import EchoForgeError, MissingWeights
 from configs.weights import locate
 from curation import packages
-from curation.analysis.inputs import inputs
+from curation.analysis.stages import FRAME_OPERATORS, OPERATORS, SOUND_OPERATORS, STAGES
 from curation.config import CurationConfig
-from curation.decision import duplicates
 from curation.faces import FaceDetector, load_detector
-from curation.operators import aesthetic, overlapped_speech, quality, speech
 from curation.operators.base import FrameOperator, SoundOperator
-from curation.operators.captions import VisionCaptioner
-from curation.operators.text import operator as text
-from curation.sync import SYNC_VERSION, SyncBackend, load_backend
-
-MakeFrameOperator = Callable[[], FrameOperator]
-MakeSoundOperator = Callable[[], SoundOperator]
-
-FRAME_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {
-    "text": text.load,
-    "quality": quality.load,
-    "detail": quality.load_detail,
-    "dedup": duplicates.load,
-    "aesthetic": aesthetic.load,
-}
-"""Name → ``load(cfg)``, which may give None (switched off). To add an operator is to add a line here (CONTRIBUTING.md)."""
-SOUND_OPERATORS: dict[str, Callable[[Any], Callable[[], Any] | None]] = {
-    "sound": speech.load,
-    "voices": overlapped_speech.load,
-}
-"""The same for operators that listen."""
+from curation.operators.quality import QualityOperator
+from curation.sync import SyncBackend, load_backend
 
 
 @dataclass(frozen=True)
 class Backends:
-    """Everything heavy, loaded."""
+    """Everything heavy, loaded. The makers give the light operators that serve one video."""
 
     detector: FaceDetector
     sync: SyncBackend | None
-    frame_operators: dict[str, MakeFrameOperator]
-    sound_operators: dict[str, MakeSoundOperator]
-    captioner: MakeFrameOperator | None  # of the vision-language model, where one is configured
+    frame_operators: Mapping[str, Callable[[], FrameOperator]]
+    sound_operators: Mapping[str, Callable[[], SoundOperator]]
+
+    def only(self, names: Collection[str]) -> Backends:
+        """Those of these stages, and the detector."""
+        return replace(
+            self,
+            sync=self.sync if "sync" in names else None,
+            frame_operators={name: make for name, make in self.frame_operators.items() if name in names},
+            sound_operators={name: make for name, make in self.sound_operators.items() if name in names},
+        )
+
+    def without(self, name: str) -> Backends:
+        """All operators but one."""
+        return replace(self, frame_operators={n: make for n, make in self.frame_operators.items() if n != name})
 
 
 def load(cfg: CurationConfig) -> Backends:
@@ -55,12 +45,14 @@ def load(cfg: CurationConfig) -> Backends:
     Raises:
         MissingWeights: a file is not on this machine; the sentence says which and how to get it.
     """
+    on = [name for name, stage in STAGES.items() if stage.on(cfg)]
+    frame = {name: FRAME_OPERATORS[name].load(cfg) for name in on if name in FRAME_OPERATORS}
+    sound = {name: SOUND_OPERATORS[name].load(cfg) for name in on if name in SOUND_OPERATORS}
     return Backends(
         detector=load_detector(cfg.faces),
         sync=load_backend(cfg.sync),
-        frame_operators={name: make for name, load_one in FRAME_OPERATORS.items() if (make := load_one(cfg))},
-        sound_operators={name: make for name, load_one in SOUND_OPERATORS.items() if (make := load_one(cfg))},
-        captioner=VisionCaptioner(cfg.captions).operator if cfg.captions.kind == "vlm" else None,
+        frame_operators={name: make for name, make in frame.items() if make},
+        sound_operators={name: make for name, make in sound.items() if make},
     )
 
 
@@ -84,9 +76,9 @@ def check_files(cfg: CurationConfig) -> None:
         raise EchoForgeError("sync.backend is fitted, but sync.fitted names no file; make one with `sync fit`.")
     load_detector(cfg.faces)
     load_backend(cfg.sync)
-    if cfg.aesthetic.enabled:
-        locate("aesthetic.clip", cfg.aesthetic.clip, True)
-        locate("aesthetic.head", cfg.aesthetic.head, True)
+    for name, operator in OPERATORS.items():
+        if STAGES[name].on(cfg):
+            operator.check(cfg)
 
 
 def faces_alone(cfg: CurationConfig) -> Backends:
@@ -95,8 +87,7 @@ def faces_alone(cfg: CurationConfig) -> Backends:
     Raises:
         MissingWeights: the detector's file is not on this machine.
     """
-    bars: Any = quality.load(cfg)
-    return Backends(load_detector(cfg.faces), None, {"quality": bars}, {}, None)
+    return Backends(load_detector(cfg.faces), None, {QualityOperator.name: lambda: QualityOperator(cfg.quality)}, {})
 
 
 def without_missing_sync(cfg: CurationConfig) -> tuple[CurationConfig, MissingWeights | None]:
@@ -111,17 +102,3 @@ def without_missing_sync(cfg: CurationConfig) -> tuple[CurationConfig, MissingWe
         except MissingWeights as error:
             return replace(cfg, sync=replace(cfg.sync, backend="none")), error
     return cfg, None
-
-
-def parameters(cfg: CurationConfig) -> dict[str, str]:
-    """Digest of the parameters of each operator, by name: what the ledger compares to know what to recompute."""
-    hashes = {name: strict.digest(values, section) for name, (section, values) in inputs(cfg).items()}
-    if not cfg.aesthetic.enabled:  # switched off, earlier scores stay as they are
-        del hashes["aesthetic"]
-    hashes["voices"] = strict.digest({})  # has no parameters
-    operators = (
-        text.TextOperator, quality.QualityOperator, quality.DetailOperator, duplicates.HashOperator, speech.SpeechOperator,
-        aesthetic.AestheticOperator, overlapped_speech.VoicesOperator,
-    )  # fmt: skip
-    versions = {o.name: o.version for o in operators} | {"sync": SYNC_VERSION}
-    return {name: f"{digest}.{versions.get(name, 1)}" for name, digest in hashes.items()}

@@ -1,8 +1,6 @@
 """Copies across the corpus: exact, re-encoded, scaled, trimmed, mirrored.
 
-A clip's hashes are pairs, one pair per 1/rate s, interleaved in ``phash``: an ImageHash pHash of the picture (64 bits)
-and the signs of the lowest 64 DCT coefficients of its change since the pair before. Pictures alone cannot tell two
-sentences of one speaker at one desk; motion can. Both survive re-encoding, and a mirrored picture flips exactly the
+They are found from the pairs of hashes of `curation.operators.perceptual_hash`. A mirrored picture flips exactly the
 coefficients of odd horizontal frequency, so mirrored copies are found from the same numbers.
 
 The join never holds the corpus's pairs at once: keys are handled in ``partitions`` passes.
@@ -11,69 +9,18 @@ The join never holds the corpus's pairs at once: keys are handled in ``partition
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import cv2
-import imagehash
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-from PIL import Image
 
 from curation.config import DedupConfig
-from curation.operators.base import ClipContext, FrameNeed, Picture, Span
+from curation.operators.perceptual_hash import LOW
 
-_LOW = 8  # coefficients per axis
-_SIDE = 32  # DCT size, as ImageHash uses it
-_ODD = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in range(_LOW) for c in range(1, _LOW, 2)))
+_ODD = np.uint64(sum(1 << (63 - (r * LOW + c)) for r in range(LOW) for c in range(1, LOW, 2)))
 _CHUNK = 1 << 20
-_QUIET = 0.35  # grey levels: below it a change is noise and its signs say nothing
-
-
-class HashOperator:
-    """Serves one video."""
-
-    name = "dedup"
-    version = 1
-    columns = ("phash",)
-
-    def __init__(self, cfg: DedupConfig) -> None:
-        self.needs = FrameNeed(rate=cfg.rate, side=cfg.side, gray=True)
-        self._last: np.ndarray | None = None
-        self._kept: list[tuple[int, int, int]] = []
-
-    def frame(self, picture: Picture) -> None:
-        """Hash one luma picture."""
-        small = cv2.resize(picture.image, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-        look = int(str(imagehash.phash(Image.fromarray(small), hash_size=_LOW, highfreq_factor=_SIDE // _LOW)), 16)
-        values = small.astype(np.float32)
-        moved = motion_hash(values - self._last) if self._last is not None else 0
-        self._last = values
-        self._kept.append((picture.index, look, moved))
-
-    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
-        """Pairs of the clip; the first has no motion before it inside the clip and is left out."""
-        pairs = [k for k in self._kept if span.start <= k[0] < span.end][1:]
-        return {"phash": [value for _, look, moved in pairs for value in (look, moved)]}
-
-    def forget(self, before: int) -> None:
-        """See :class:`curation.operators.base.FrameOperator`."""
-        self._kept = [k for k in self._kept if k[0] >= before]
-
-
-def load(cfg: Any) -> Callable[[], HashOperator]:
-    """``cfg``: CurationConfig. Nothing heavy to load."""
-    return lambda: HashOperator(cfg.dedup)
-
-
-def motion_hash(change: np.ndarray) -> int:
-    """Signs of the low DCT coefficients of a change, float32 [32, 32] → 64 bits; 0 where nothing moved."""
-    if float(np.abs(change).mean()) < _QUIET:
-        return 0
-    low = cv2.dct(change)[:_LOW, :_LOW]
-    return int("".join("1" if v > 0 else "0" for v in low.reshape(-1)), 2)
 
 
 def find_duplicates(clips: pa.Table, cfg: DedupConfig) -> dict[str, str]:
@@ -145,7 +92,7 @@ def _pairs(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _key(looks: np.ndarray, moves: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:
     """One key a pair, uint32 [n], of low-frequency bits: equal for a picture and its mirror; 0: no key."""
-    mask = np.uint64(sum(1 << (63 - (r * _LOW + c)) for r in rows for c in range(4)))
+    mask = np.uint64(sum(1 << (63 - (r * LOW + c)) for r in rows for c in range(4)))
     straight = (looks & mask) * np.uint64(0x9E3779B97F4A7C15) ^ (moves & mask)
     turned = ((looks ^ _ODD) & mask) * np.uint64(0x9E3779B97F4A7C15) ^ ((moves ^ _ODD) & mask)
     key = (np.minimum(straight, turned) * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(32)

@@ -28,7 +28,7 @@ class TrackBox:
 
 
 @dataclass
-class Track:
+class TrackedFace:
     """One face from its first to its last detection within one shot."""
 
     number: int
@@ -60,7 +60,7 @@ class FaceTracker:
         self._waiting: deque[tuple[int, list[Face]]] = deque()
         self._done: list[int] = []  # frames of the associated detections
         self._count = 0
-        self.tracks: list[Track] = []
+        self.tracks: list[TrackedFace] = []
 
     def detected(self, frame: int, faces: list[Face]) -> None:
         """What was found in a frame, in displayed pixels."""
@@ -109,13 +109,13 @@ class FaceTracker:
                     taken.add(int(column))
         for number, face in enumerate(faces):
             if number not in taken:
-                track = Track(self._count, shot)
+                track = TrackedFace(self._count, shot)
                 self._count += 1
                 _extend(track, frame, face)
                 self.tracks.append(track)
 
 
-def _extend(track: Track, frame: int, face: Face) -> None:
+def _extend(track: TrackedFace, frame: int, face: Face) -> None:
     track.frames.append(frame)
     track.boxes.append(np.concatenate([face.box, mouth_box(face.box, face.mouth)]))
 

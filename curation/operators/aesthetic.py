@@ -10,17 +10,19 @@ import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import torch
-from torch import nn
 
 from configs.errors import EchoForgeError
 from configs.runtime.devices import usable
 from configs.weights import locate
-from curation.config import AestheticConfig
-from curation.operators.base import ClipContext, FrameNeed, Picture, Span
+from curation.clip import Scores
+from curation.config import AestheticConfig, CurationConfig
+from curation.operators.base import ClipContext, FrameNeed, Picture, PictureOperator
+
+if TYPE_CHECKING:  # heavy: imported where the networks are loaded
+    from torch import nn
 
 _WIDTHS = (1024, 128, 64, 16, 1)
 
@@ -38,7 +40,7 @@ class Scorer:
         import open_clip
 
         usable(cfg.device, "aesthetic.device")
-        clip, head = locate("aesthetic.clip", cfg.clip, True), locate("aesthetic.head", cfg.head, True)
+        clip, head = _files(cfg)
         try:
             model, _, self._prepare = open_clip.create_model_and_transforms(cfg.model, pretrained=str(clip))
         except (RuntimeError, ValueError, OSError, pickle.UnpicklingError) as error:
@@ -47,13 +49,15 @@ class Scorer:
         self._head = read_head(head).to(cfg.device).eval()
         self._device = cfg.device
 
-    @torch.inference_mode()
     def score(self, pictures: list[np.ndarray]) -> np.ndarray:
         """uint8 [h, w, 3] RGB each → float32 [n]."""
+        import torch
         from PIL import Image
 
-        batch = torch.stack([self._prepare(Image.fromarray(picture)) for picture in pictures]).to(self._device)
-        return np.asarray(self._head(nn.functional.normalize(self._see(batch).float(), dim=-1))[:, 0].cpu().numpy())
+        with torch.inference_mode():
+            batch = torch.stack([self._prepare(Image.fromarray(picture)) for picture in pictures]).to(self._device)
+            seen = torch.nn.functional.normalize(self._see(batch).float(), dim=-1)
+            return np.asarray(self._head(seen)[:, 0].cpu().numpy())
 
 
 def read_head(path: Path) -> nn.Module:
@@ -62,6 +66,9 @@ def read_head(path: Path) -> nn.Module:
     Raises:
         EchoForgeError: the file holds something else.
     """
+    import torch
+    from torch import nn
+
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -82,42 +89,47 @@ def read_head(path: Path) -> nn.Module:
     return net
 
 
-class AestheticOperator:
-    """Serves one video."""
+class AestheticOperator(PictureOperator[np.ndarray]):
+    """Scores the clip's pictures together."""
 
     name = "aesthetic"
     version = 1
-    columns: tuple[str, ...] = ("aesthetic",)
+    section = "aesthetic"
+    switch = "enabled"
+    columns = ("aesthetic",)
 
     def __init__(self, cfg: AestheticConfig, scorer: Scorer) -> None:
+        super().__init__(cfg)
         self.needs = FrameNeed(rate=cfg.rate, side=cfg.side)
         self._scorer = scorer
-        self._kept: list[tuple[int, np.ndarray]] = []
 
-    def frame(self, picture: Picture) -> None:
-        """See one picture, uint8 [h, w, 3] RGB."""
-        self._kept.append((picture.index, picture.image))
+    @classmethod
+    def load(cls, cfg: CurationConfig) -> Callable[[], Self]:
+        """Loads both networks.
 
-    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
-        """The mean over the clip's pictures, which go through the networks together."""
-        seen = [image for index, image in self._kept if span.start <= index < span.end]
+        Raises:
+            MissingWeights: a file is not here.
+        """
+        scorer = Scorer(cfg.aesthetic)
+        return lambda: cls(cfg.aesthetic, scorer)
+
+    @classmethod
+    def check(cls, cfg: CurationConfig) -> None:
+        """See `Operator.check`."""
+        _files(cfg.aesthetic)
+
+    def look(self, picture: Picture) -> np.ndarray:
+        """The picture itself, uint8 [h, w, 3] RGB."""
+        return picture.image
+
+    def score(self, seen: list[np.ndarray], context: ClipContext) -> Scores:
+        """The mean over the clip's pictures."""
         return {"aesthetic": float(self._scorer.score(seen).mean()) if seen else None}
 
-    def forget(self, before: int) -> None:
-        """See :class:`curation.operators.base.FrameOperator`."""
-        self._kept = [k for k in self._kept if k[0] >= before]
 
-
-def load(cfg: Any) -> Callable[[], AestheticOperator] | None:
-    """``cfg``: CurationConfig. None where it is switched off.
-
-    Raises:
-        MissingWeights: it is on, and a file is not here.
-    """
-    if not cfg.aesthetic.enabled:
-        return None
-    scorer = Scorer(cfg.aesthetic)
-    return lambda: AestheticOperator(cfg.aesthetic, scorer)
+def _files(cfg: AestheticConfig) -> tuple[Path, Path]:
+    """The network's and the head's."""
+    return locate("aesthetic.clip", cfg.clip, True), locate("aesthetic.head", cfg.head, True)
 
 
 def _first(error: Exception) -> str:

@@ -7,11 +7,10 @@ mixtures of two people's real speech its AUC is 0.83, but single voices reach 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
+from curation.clip import Scores
+from curation.operators.base import SoundOperator
 from curation.schema import SAMPLE_RATE
 
 _WINDOW, _HOP, _FFT = 1024, 320, 4096  # 64 ms hold three periods of the lowest voice; 20 ms steps; 3.9 Hz bins
@@ -34,25 +33,20 @@ def _bins(shift: float) -> np.ndarray:
 _ON, _BETWEEN = _bins(0.0), _bins(0.5)
 
 
-class VoicesOperator:
-    """Serves one video."""
+class OverlappedSpeechOperator(SoundOperator):
+    """How much of the speech has a second voice (or music) in it; has no parameters."""
 
     name = "voices"
     version = 1
-    columns: tuple[str, ...] = ("second_voice",)
+    columns = ("second_voice",)
 
-    def clip(self, pcm: np.ndarray, native: np.ndarray, native_rate: int) -> dict[str, Any]:
+    def clip(self, pcm: np.ndarray, native: np.ndarray, native_rate: int) -> Scores:
         """Share of the voiced frames (0..1) in which a second voice is heard; null where half a second of voice is missing."""
         return {"second_voice": second_voice(pcm)}
 
 
-def load(cfg: Any) -> Callable[[], VoicesOperator]:
-    """Nothing to load or to configure."""
-    return VoicesOperator
-
-
 def second_voice(pcm: np.ndarray) -> float | None:
-    """Of mono float32 [n] at 16 kHz: see :meth:`VoicesOperator.clip`."""
+    """Of mono float32 [n] at 16 kHz: see :meth:`OverlappedSpeechOperator.clip`."""
     if len(pcm) < _WINDOW:
         return None
     frames = np.lib.stride_tricks.sliding_window_view(pcm, _WINDOW)[::_HOP]

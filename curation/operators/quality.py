@@ -7,15 +7,14 @@ destroys), so a face enlarged from nothing counts as blurred whatever its resolu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 
+from curation.clip import Rect, Scores
 from curation.config import QualityConfig
-from curation.operators.base import ClipContext, FrameNeed, Picture, Span
+from curation.operators.base import ClipContext, FrameNeed, Picture, PictureOperator
 
 _BLOCK = 8  # pixels: the transform of MPEG-1 … H.264
 _KEPT = 960  # longer side of the pictures kept for the face, pixels
@@ -25,7 +24,6 @@ _KEPT = 960  # longer side of the pictures kept for the face, pixels
 class _Sight:
     """What is remembered of one small picture."""
 
-    index: int
     change: float | None  # mean |difference| to the picture before, grey levels
     still: bool
     black: bool
@@ -33,20 +31,22 @@ class _Sight:
     bars: tuple[np.ndarray, np.ndarray]  # brightest value of each row and column
 
 
-class QualityOperator:
-    """Motion, stillness and bars, from small pictures. Serves one video."""
+class QualityOperator(PictureOperator[_Sight]):
+    """Motion, stillness and bars, from small pictures."""
 
     name = "quality"
     version = 2
+    section = "quality"
+    keys = ("rate", "side", "still", "black", "min_content")
     columns = ("motion", "shake", "freeze_frac", "letterbox", "fps")
 
     def __init__(self, cfg: QualityConfig) -> None:
+        super().__init__(cfg)
         self.needs = FrameNeed(rate=cfg.rate, side=cfg.side, gray=True)
         self._cfg = cfg
-        self._sights: list[_Sight] = []
         self._last: np.ndarray | None = None
 
-    def frame(self, picture: Picture) -> None:
+    def look(self, picture: Picture) -> _Sight:
         """See one luma picture, uint8 [h, w]."""
         small = picture.image
         last, self._last = self._last, small
@@ -56,22 +56,18 @@ class QualityOperator:
             change = float(difference.mean())
             peak = float(_eighth(difference).max())
             shift = camera_shift(last, small) if change > self._cfg.still else (0.0, 0.0)
-        self._sights.append(
-            _Sight(
-                picture.index,
-                change,
-                peak is not None and peak < self._cfg.still,
-                float(np.percentile(small, 99)) < self._cfg.black,
-                shift,
-                (small.max(axis=1), small.max(axis=0)),
-            )
+        return _Sight(
+            change,
+            peak is not None and peak < self._cfg.still,
+            float(np.percentile(small, 99)) < self._cfg.black,
+            shift,
+            (small.max(axis=1), small.max(axis=0)),
         )
 
-    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+    def score(self, seen: list[_Sight], context: ClipContext) -> Scores:
         """See :mod:`curation.schema`; freeze_frac 0..1, motion in grey levels per 1/rate s."""
-        seen = [s for s in self._sights if span.start <= s.index < span.end]
         if not seen:
-            return dict.fromkeys(self.columns) | {"fps": context.fps}
+            return {"fps": context.fps}
         within = seen[1:]
         changes = [s.change for s in within if s.change is not None]
         shifts = np.array([s.shift for s in within if s.shift is not None]).reshape(-1, 2)
@@ -84,50 +80,42 @@ class QualityOperator:
             "fps": context.fps,
         }
 
-    def forget(self, before: int) -> None:
-        """See :class:`curation.operators.base.FrameOperator`."""
-        self._sights = [s for s in self._sights if s.index >= before]
+
+@dataclass(frozen=True)
+class _Detail:
+    """What is kept of one whole picture."""
+
+    blocks: float
+    gray: np.ndarray  # uint8, at most _KEPT large
 
 
-class DetailOperator:
-    """Sharpness and light of the face, and blocks, from whole pictures, few of them. Serves one video."""
+class DetailOperator(PictureOperator[_Detail]):
+    """Sharpness and light of the face, and blocks, from whole pictures, few of them."""
 
     name = "detail"
     version = 1
+    section = "quality"
+    keys = ("detail_rate", "face_side")
+    requires = ("faces",)
     columns = ("sharpness", "exposure", "blockiness")
 
     def __init__(self, cfg: QualityConfig) -> None:
+        super().__init__(cfg)
         self.needs = FrameNeed(rate=cfg.detail_rate, side=None, gray=True)
         self._side = cfg.face_side
-        self._kept: list[tuple[int, float, np.ndarray]] = []  # frame, blockiness, the picture at most _KEPT large
 
-    def frame(self, picture: Picture) -> None:
+    def look(self, picture: Picture) -> _Detail:
         """See one luma picture as displayed, uint8 [h, w]."""
-        self._kept.append((picture.index, blockiness(picture.image), _small(picture.image, _KEPT)))
+        return _Detail(blockiness(picture.image), _small(picture.image, _KEPT))
 
-    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+    def score(self, seen: list[_Detail], context: ClipContext) -> Scores:
         """See :mod:`curation.schema`; exposure 0..1."""
-        seen = [k for k in self._kept if span.start <= k[0] < span.end]
-        faces = [_face(gray, context) for _, _, gray in seen]
+        faces = [_face(kept.gray, context) for kept in seen]
         return {
             "sharpness": _median([sharpness(face, self._side) for face in faces]),
             "exposure": _median([float(face.mean()) / 255 for face in faces]),
-            "blockiness": _median([blocks for _, blocks, _ in seen]),
+            "blockiness": _median([kept.blocks for kept in seen]),
         }
-
-    def forget(self, before: int) -> None:
-        """See :class:`curation.operators.base.FrameOperator`."""
-        self._kept = [k for k in self._kept if k[0] >= before]
-
-
-def load(cfg: Any) -> Callable[[], QualityOperator]:
-    """``cfg``: CurationConfig. Nothing heavy to load."""
-    return lambda: QualityOperator(cfg.quality)
-
-
-def load_detail(cfg: Any) -> Callable[[], DetailOperator]:
-    """``cfg``: CurationConfig. Nothing heavy to load."""
-    return lambda: DetailOperator(cfg.quality)
 
 
 def sharpness(gray: np.ndarray, side: int) -> float:
@@ -169,10 +157,8 @@ def camera_shift(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
     return (x / before.shape[1], y / before.shape[1]) if certainty > 0.3 else (0.0, 0.0)
 
 
-def letterbox(
-    bars: list[tuple[np.ndarray, np.ndarray]], width: int, height: int, cfg: QualityConfig
-) -> dict[str, int] | None:
-    """The content inside black bars as {x, y, w, h} in displayed pixels; None: there are no bars."""
+def letterbox(bars: list[tuple[np.ndarray, np.ndarray]], width: int, height: int, cfg: QualityConfig) -> Rect | None:
+    """The content inside black bars, in displayed pixels; None: there are no bars."""
     if len({(len(r), len(c)) for r, c in bars}) != 1:
         return None
     edges = []
@@ -189,7 +175,7 @@ def letterbox(
         last = int((lit[-1] + 1) * scale) - (2 if lit[-1] + 1 < len(values) else 0)
         edges.append((first, (last - first) // 2 * 2))
     (x, w), (y, h) = edges
-    return {"x": x, "y": y, "w": w, "h": h} if w < 0.97 * width or h < 0.97 * height else None
+    return Rect(x, y, w, h) if w < 0.97 * width or h < 0.97 * height else None
 
 
 def _face(gray: np.ndarray, context: ClipContext) -> np.ndarray:

@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import numpy as np
 
 from configs.errors import EchoForgeError
-from curation.config import SoundConfig
+from curation.clip import Scores
+from curation.config import CurationConfig, SoundConfig
+from curation.operators.base import SoundOperator
 from curation.schema import SAMPLE_RATE
 
 _STEP = 512  # samples that silero-vad judges at once at 16 kHz
@@ -53,30 +55,32 @@ class Vad:
         return np.asarray(values, np.float32).reshape(-1)
 
 
-class SpeechOperator:
+class SpeechOperator(SoundOperator):
     """How much of a clip is speech, how loud it is, how much of it is clipped."""
 
     name = "sound"
     version = 1
+    section = "sound"
     columns = ("lufs", "speech_frac", "clip_frac")
 
     def __init__(self, cfg: SoundConfig, vad: Vad) -> None:
+        super().__init__(cfg)
         self._cfg = cfg
         self._vad = vad
 
-    def clip(self, pcm: np.ndarray, native: np.ndarray, native_rate: int) -> dict[str, Any]:
+    @classmethod
+    def load(cls, cfg: CurationConfig) -> Callable[[], Self]:
+        """Loads the model."""
+        vad = Vad(cfg.sound.threads)
+        return lambda: cls(cfg.sound, vad)
+
+    def clip(self, pcm: np.ndarray, native: np.ndarray, native_rate: int) -> Scores:
         """``pcm`` float32 [n] mono at 16 kHz; ``native`` float32 [n, channels] at its own rate."""
         return {
             "lufs": loudness(native, native_rate),
             "speech_frac": speech_frac(self._vad.probabilities(pcm), self._cfg),
             "clip_frac": clipped(native, self._cfg.clip_level),
         }
-
-
-def load(cfg: Any) -> Callable[[], SpeechOperator]:
-    """Loads the model (once per worker). ``cfg``: CurationConfig."""
-    vad = Vad(cfg.sound.threads)
-    return lambda: SpeechOperator(cfg.sound, vad)
 
 
 def speech_frac(probabilities: np.ndarray, cfg: SoundConfig) -> float:

@@ -16,9 +16,9 @@ from configs import folders
 from configs.errors import EchoForgeError
 from configs.paths import absolute
 from configs.runtime import stopping
+from curation.caption_files import is_media
 from curation.config import CurationConfig
 from curation.media.container import utf8
-from curation.operators.captions import is_media
 from curation.sources import hdtf, manifest
 from curation.sources.source import Source
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from configs.errors import EchoForgeError
 from configs.paths import absolute
 from configs.runtime.shown import one_line
-from curation.operators.captions import CAPTION_BYTES
+from curation.caption_files import CAPTION_BYTES
 from curation.review import spreadsheet
 from curation.sidecars import FACT_BYTES, checked
 from curation.sources.source import Source, span_of

@@ -21,12 +21,15 @@ from configs.runtime.console import Terminal
 from configs.runtime.redaction import redact, redact_address
 from curation import schema as catalog
 from curation.analysis import registry
-from curation.analysis.incremental import Rows, analyse_again, outdated
-from curation.analysis.video import analyse_video, error_row
+from curation.analysis.incremental import analyse_changed
+from curation.analysis.stages import outdated, parameters
+from curation.analysis.video import Analysis, analyse_video, error_video
+from curation.caption_files import Beside
+from curation.clip import Clip, Video
 from curation.config import CurationConfig
-from curation.operators.captions import Beside
 from curation.schema import CLIPS, VIDEOS
 from curation.sources.listing import expand
+from curation.sources.source import Source
 from pipeline import storage
 from pipeline.catalog import generation, reuse, tables, writer
 from pipeline.catalog.adopt import adopt
@@ -34,7 +37,7 @@ from pipeline.catalog.redecide import carried
 from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.summary import CurateSummary, describing, summarise
 from pipeline.catalog.timing import Stopwatch, timed
-from pipeline.catalog.units import SAID, CurateJob, ids_at, no_collection, plan
+from pipeline.catalog.units import CurateJob, ids_at, no_collection, plan
 from pipeline.config import PipelineConfig
 from pipeline.engine import lease, runner
 from pipeline.engine.damage import mend
@@ -61,26 +64,24 @@ class CurateWorker:
         self._watch.reset()
         uri = payload.source.uri
         if payload.source.fault:
-            row = error_row(redact_address(uri), "manifest", redact(payload.source.fault))
-            return Result(as_tables({"videos": [row | {"source": payload.source.source}]}, TABLES))
+            video = Video(redact_address(uri), source=payload.source.source)
+            video = error_video(video, "manifest", redact(payload.source.fault))
+            return Result(as_tables({"videos": [video.to_row()]}, TABLES))
         with storage.local_copy(uri) as path:  # one download instead of a range request per packet
-            video, clips = self._analyse(str(path), payload)
-        for row in (video, *clips):
-            row["source_uri"] = redact_address(uri)
-        video["source_tag"] = payload.tag
-        made = as_tables({"videos": [video], "clips": clips}, TABLES)
-        return Result(made, float(video.get("duration_s") or 0.0), self._watch.read())
+            video, clips = self._analyse(replace(payload.source, uri=str(path)), payload)
+        video = replace(video, source_uri=redact_address(uri), source_tag=payload.tag)
+        rows = [replace(clip, source_uri=video.source_uri).to_row() for clip in clips]
+        made = as_tables({"videos": [video.to_row()], "clips": rows}, TABLES)
+        return Result(made, video.duration_s or 0.0, self._watch.read())
 
-    def _analyse(self, path: str, payload: CurateJob) -> Rows:
-        source = payload.source
-        facts: dict[str, Any] = {key: getattr(source, key) for key in (*SAID, "spans", "root")}
+    def _analyse(self, source: Source, payload: CurateJob) -> Analysis:
         if payload.earlier:
             unit, where = payload.earlier
             rows = reuse.rows(unit, where.part, TABLES)
             if rows is not None and len(rows["videos"]) == 1:
-                before = rows["videos"][0], rows["clips"]
-                return analyse_again(path, self._cfg, backends=self._backends, run=where.run, before=before, **facts)
-        return analyse_video(path, self._cfg, backends=self._backends, **facts)
+                before = Video.from_row(rows["videos"][0]), tuple(Clip.from_row(row) for row in rows["clips"])
+                return analyse_changed(source, self._cfg, backends=self._backends, run=where.run, before=before)
+        return analyse_video(source, self._cfg, backends=self._backends)
 
 
 def curate(
@@ -139,10 +140,10 @@ def _curate(
     beside = Beside(cfg.captions, cfg.sources.follow_links)
     units = plan(found, pipeline_cfg, beside)
     units = adopt(out, units, functools.partial(ids_at, beside))
-    ledger = Ledger(root, TABLES, registry.parameters(cfg))
+    ledger = Ledger(root, TABLES, parameters(cfg))
     if unscored and not _scored_before(out, ledger, units, retry_failed, unscored):
         cfg = usable
-        ledger = Ledger(root, TABLES, registry.parameters(cfg))
+        ledger = Ledger(root, TABLES, parameters(cfg))
         Terminal(stderr=True, quiet=quiet).say(_unscored(cfg, unscored))
     else:
         unscored = None

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from configs import folders, schema
 from configs.errors import ConfigError, EchoForgeError
-from curation.analysis.inputs import decides, inputs, operators_of
+from curation.analysis.stages import decides, parameters, stages_of
 from curation.schema import VERDICTS
 from pipeline import storage
 from pipeline.catalog.generation import REPORT_FILE, RUN_FILE
@@ -108,15 +108,15 @@ def chosen(catalog_dir: str, preset: str | None, overrides: list[str], note: Not
     for key in sorted(schema.named(overrides)):
         if decides(key, start.curation):
             continue
-        if operators := operators_of(key, start.curation):
-            what = f"it changes what is measured ({', '.join(operators)}); run `curate` again with it"
+        if stages := stages_of(key, start.curation):
+            what = f"it changes what is measured ({', '.join(stages)}); run `curate` again with it"
         else:
             what = "no verdict depends on it"
         raise ConfigError(f"`catalog redecide` cannot apply '{key}': {what}.")
     if own is None:
         return asked
-    before, now = (inputs(c.curation) for c in (own, start))
-    if note is not None and (differ := sorted(k for k in now if before[k] != now[k])):
+    before, now = (parameters(c.curation) for c in (own, start))
+    if note is not None and (differ := sorted(k for k in {*before, *now} if before.get(k) != now.get(k))):
         note(
             f"only what decides is taken from preset '{preset}': {', '.join(differ)} stay as measured; "
             f"`curate --preset {preset}` measures again."

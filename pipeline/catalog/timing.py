@@ -72,5 +72,4 @@ def timed(backends: Backends, watch: Stopwatch) -> Backends:
         sync=sync,
         frame_operators={name: made(make, name) for name, make in backends.frame_operators.items()},
         sound_operators={name: made(make, name) for name, make in backends.sound_operators.items()},
-        captioner=made(backends.captioner, "captions") if backends.captioner else None,
     )

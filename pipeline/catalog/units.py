@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from configs.errors import EchoForgeError
 from configs.runtime import stopping
 from configs.runtime.redaction import redact_address
-from curation.operators.captions import Beside
+from curation.caption_files import Beside
 from curation.sources.source import Source
 from pipeline import listing, storage
 from pipeline.catalog.reuse import Earlier

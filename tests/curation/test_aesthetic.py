@@ -15,10 +15,13 @@ from safetensors.torch import save_file
 from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
 from curation import puppets
-from curation.analysis import incremental, registry
+from curation.analysis import registry
+from curation.analysis.incremental import analyse_changed
+from curation.analysis.stages import outdated, parameters
 from curation.analysis.video import analyse_video
 from curation.config import CurationConfig
 from curation.operators import aesthetic
+from curation.sources.source import Source
 
 SMALL = {
     "embed_dim": 32,
@@ -54,17 +57,17 @@ def config(clip: object, head: object) -> CurationConfig:
 
 def test_clips_are_scored_and_a_score_added_later_is_the_same(files: tuple[Path, Path], tmp_path: Path) -> None:
     puppets.make(tmp_path / "videos", 1, 3, load("tiny").curation.puppets, False)
-    video = str(next((tmp_path / "videos").glob("*.mp4")))
+    video = Source(str(next((tmp_path / "videos").glob("*.mp4"))))
     before, now = load("tiny", ["sync.required=false"]).curation, config(*files)
     loaded = registry.load(now)
     (clip, *_) = analyse_video(video, now, backends=loaded)[1]
-    assert np.isfinite(clip["aesthetic"])
+    assert np.isfinite(clip.scores["aesthetic"])
     old = analyse_video(video, before, backends=registry.load(before))
-    assert "aesthetic" not in old[1][0]
-    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
-    assert run == {"aesthetic"} and not incremental.outdated(registry.parameters(now), registry.parameters(before))
-    (later, *_) = incremental.analyse_again(video, now, backends=loaded, run=run, before=old)[1]
-    assert later["aesthetic"] == clip["aesthetic"]  # the same pictures in the same batch
+    assert "aesthetic" not in old[1][0].scores
+    run = outdated(parameters(before), parameters(now))
+    assert run == {"aesthetic"} and not outdated(parameters(now), parameters(before))
+    (later, *_) = analyse_changed(video, now, backends=loaded, run=run, before=old)[1]
+    assert later.scores["aesthetic"] == clip.scores["aesthetic"]  # the same pictures in the same batch
 
 
 def test_pictures_are_scored_alike_alone_and_together(files: tuple[Path, Path]) -> None:

@@ -10,10 +10,13 @@ import torch
 
 from configs.errors import MissingWeights
 from configs.schema import load
-from curation import puppets, schema
-from curation.analysis import incremental, registry
+from curation import puppets
+from curation.analysis import registry
+from curation.analysis.incremental import analyse_changed
+from curation.analysis.stages import outdated, parameters
 from curation.analysis.video import analyse_video
 from curation.config import CurationConfig
+from curation.sources.source import Source
 
 IMAGE = "<image>"
 
@@ -78,24 +81,22 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_model_describes_clips_that_nobody_described(model: Path, video: Path) -> None:
     cfg = config("captions.kind=vlm", f"captions.model={model}")
     loaded = registry.load(cfg)
-    first, second = (analyse_video(str(video), cfg, backends=loaded)[1] for _ in range(2))
-    assert first and [c["captions"] for c in first] == [c["captions"] for c in second]
-    assert all(c["captions"] and c["captions"][0]["source"] == "vlm:tiny-llava" for c in first)
-    (_, told) = analyse_video(str(video), cfg, backends=loaded, caption="A man at a desk.")
-    assert {c["captions"][0]["source"] for c in told} == {"manifest"}
+    first, second = (analyse_video(Source(str(video)), cfg, backends=loaded)[1] for _ in range(2))
+    assert first and [c.captions for c in first] == [c.captions for c in second]
+    assert all(c.captions and c.captions[0].source == "vlm:tiny-llava" for c in first)
+    (_, told) = analyse_video(Source(str(video), caption="A man at a desk."), cfg, backends=loaded)
+    assert {c.captions[0].source for c in told if c.captions} == {"manifest"}
 
 
 def test_a_catalog_captioned_later_is_as_if_it_had_been_at_once(model: Path, video: Path) -> None:
     before, now = config(), config("captions.kind=vlm", f"captions.model={model}")
-    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
+    run, source = outdated(parameters(before), parameters(now)), Source(str(video))
     assert run == {"captions"}
-    row, clips = analyse_video(str(video), before, backends=registry.load(before))
-    assert clips[0]["captions"][0]["source"] == "template"
-    old = row, schema.table(clips, schema.CLIPS).to_pylist()
+    old = analyse_video(source, before, backends=registry.load(before))
+    assert [caption.source for caption in old[1][0].captions or ()] == ["template"]
     loaded = registry.load(now)
-    later = incremental.analyse_again(str(video), now, backends=loaded, run=run, before=old)[1]
-    whole = schema.table(analyse_video(str(video), now, backends=loaded)[1], schema.CLIPS).to_pylist()
-    assert later == whole
+    later = analyse_changed(source, now, backends=loaded, run=run, before=old)[1]
+    assert later == analyse_video(source, now, backends=loaded)[1]
 
 
 def test_a_missing_model_is_named() -> None:

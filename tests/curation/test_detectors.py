@@ -12,10 +12,10 @@ import torch
 from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
 from curation.analysis import registry
-from curation.analysis.video import analyse_video
 from curation.faces import load_detector
 from curation.media.clock import FramePass, open_video
 from curation.puppets import sample
+from tests.curation.rows import analysed_rows
 
 CFG = load("tiny").curation
 YUNET = "weights/face_detection_yunet_2023mar.onnx"
@@ -46,7 +46,7 @@ def test_cascade_and_yunet_agree_on_where_a_face_is(shared_media: Path, name: st
 def test_mouth_boxes_come_from_landmarks_where_there_are_any(shared_media: Path) -> None:
     named = ["sync.required=false", "faces.detector=yunet", f"faces.weights={shared_media / YUNET}"]
     cfg = load("tiny", named).curation
-    (clip, *_) = analyse_video(str(shared_media / "clips/th_retalking_face5.mp4"), cfg, backends=registry.load(cfg))[1]
+    (clip, *_) = analysed_rows(str(shared_media / "clips/th_retalking_face5.mp4"), cfg, backends=registry.load(cfg))[1]
     (track,) = clip["tracks"]
     face, mouth = np.array(track["boxes"]), np.array(track["mouth_boxes"])
     assert clip["active_by"] == "alone" and len(face) == len(mouth) == len(track["box_frames"])
@@ -79,10 +79,10 @@ def test_an_annotated_region_says_whose_face_is_meant(shared_media: Path) -> Non
     video = str(shared_media / "faults/twoface_sidebyside.mp4")
     cfg = load("tiny", ["sync.required=false"]).curation
     loaded = registry.load(cfg)
-    (both, *_) = analyse_video(video, cfg, backends=loaded)[1]
+    (both, *_) = analysed_rows(video, cfg, backends=loaded)[1]
     assert both["n_faces"] == 2 and both["active_by"] == "size"
     half, height = both["width"] // 2, both["height"]
     for x, scale in ((0, 1), (half, 1), (half, 2)):
         region = (x // scale, 0, half // scale, height // scale, height // scale)
-        (one, *_) = analyse_video(video, cfg, backends=loaded, region=region)[1]
+        (one, *_) = analysed_rows(video, cfg, backends=loaded, region=region)[1]
         assert one["n_faces"] == 1 and (one["tracks"][0]["boxes"][0][0] >= half) == (x > 0)

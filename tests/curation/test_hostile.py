@@ -20,15 +20,15 @@ from configs.schema import load
 from curation import puppets, schema, sidecars
 from curation.analysis import registry
 from curation.analysis.registry import Backends
-from curation.analysis.video import analyse_video
+from curation.caption_files import Beside
 from curation.media import video_file
 from curation.media.audio import SoundReader
 from curation.media.clock import open_video
 from curation.media.container import MediaError
 from curation.media.decord_reader import DecordFile
 from curation.media.video_file import VideoFile
-from curation.operators.captions import Beside
 from curation.sources import listing
+from tests.curation.rows import analysed_rows
 
 CFG = load("tiny", ["sync.required=false"]).curation
 
@@ -80,7 +80,7 @@ def test_what_cannot_be_used_is_a_row_with_a_sentence(case: str, tmp_path: Path,
     make, sentence = CASES[case]
     make(tmp_path / "v.mp4", good)
     (source,) = listing.expand([str(tmp_path)], CFG)
-    row, clips = analyse_video(source.uri, CFG, backends=loaded)
+    row, clips = analysed_rows(source.uri, CFG, backends=loaded)
     assert clips == [] and row["verdict"] == "error"
     assert re.search(sentence, row["error"])
     schema.table([row], schema.VIDEOS)
@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_a_row_with_a_sentence(case: str, tmp_path: Path,
 def test_a_name_that_is_no_text_is_a_row_too(tmp_path: Path, good: Path, loaded: Backends) -> None:
     shutil.copy(good, os.fsencode(tmp_path) + b"/latin1_\xe9.mp4")
     (source,) = listing.expand([str(tmp_path)], CFG)
-    row, _ = analyse_video(source.uri, CFG, backends=loaded)
+    row, _ = analysed_rows(source.uri, CFG, backends=loaded)
     assert "not valid UTF-8; rename" in row["error"]
     schema.table([row], schema.VIDEOS)
 
@@ -153,7 +153,7 @@ def test_what_lies_beside_a_video_is_bounded(
     make(tmp_path)
     (source,) = (s for s in listing.expand([str(tmp_path)], CFG) if s.uri.endswith(".mp4"))
     Beside(CFG.captions).tag(source.uri, source.root)  # planning looks, and leaves the sentence to the analysis
-    row, clips = analyse_video(source.uri, CFG, backends=loaded, root=source.root)
+    row, clips = analysed_rows(source.uri, CFG, backends=loaded, root=source.root)
     assert clips == [] and row["error_stage"] == "captions"
     assert re.search(re.escape(sentence), row["error"])
     schema.table([row], schema.VIDEOS)
@@ -179,7 +179,7 @@ def test_links_are_followed_inside_the_folder_and_outside_on_request(
         link.symlink_to(target)
         (source,) = (s for s in listing.expand([str(folder)], cfg) if s.uri.endswith(".mp4"))
         tags.add(Beside(cfg.captions, cfg.sources.follow_links).tag(source.uri, source.root))
-        row, clips = analyse_video(source.uri, cfg, backends=loaded, root=source.root)
+        row, clips = analysed_rows(source.uri, cfg, backends=loaded, root=source.root)
         assert [c["text"] for c in clips[0]["captions"]] == [said] if said else "link out" in row["error"]
     assert len(tags) == 3, "what is refused now and followed later is looked at again"
 
@@ -252,7 +252,7 @@ def test_six_gigabytes_of_junk_are_not_read(kind: str, tmp_path: Path, loaded: B
         return int(Path("/proc/self/io").read_text().split()[1])
 
     before = read()
-    row, _ = analyse_video(str(path), CFG, backends=loaded)
+    row, _ = analysed_rows(str(path), CFG, backends=loaded)
     assert row["verdict"] == "error" and row["bytes"] == 6 << 30
     assert read() - before < 100e6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,10 +12,14 @@ import pytest
 from configs.errors import EchoForgeError
 from configs.schema import load
 from curation import schema
+from curation.caption_files import written
+from curation.captions import captioned
+from curation.clip import Box, Clip, Track
 from curation.decision import duplicates
-from curation.operators import captions
 from curation.operators.base import ClipContext, Picture, Span
+from curation.operators.captions import parse_answer
 from curation.operators.overlapped_speech import second_voice
+from curation.operators.perceptual_hash import PerceptualHashOperator
 from curation.operators.quality import QualityOperator, sharpness
 from curation.operators.speech import SpeechOperator, Vad
 from curation.operators.text import crop
@@ -27,8 +32,8 @@ CFG = load("tiny", []).curation
 RNG = np.random.default_rng(0)
 
 
-def context(width: int, height: int, box: tuple[float, ...] | None = None) -> ClipContext:
-    tracks = ({"boxes": [list(box)]},) if box else ()
+def context(width: int, height: int, box: Box | None = None) -> ClipContext:
+    tracks = (Track(0, (box,), (0,), (), 1.0, 0.0, 1.0),) if box else ()
     return ClipContext(width, height, 25.0, tracks, 0 if box else None)
 
 
@@ -44,7 +49,7 @@ def net() -> Recogniser:
     return Recogniser(CFG.text)
 
 
-def watch(net: Recogniser, words: dict[int, str], size: int = 360, where: tuple[float, float] = (0.2, 0.92)) -> dict:
+def watch(net: Recogniser, words: dict[int, str], size: int = 360, where: tuple[float, float] = (0.2, 0.92)) -> Any:
     operator = TextOperator(CFG.text, net)
     for index in range(0, 60, 10):
         image = scenery(size, index)
@@ -58,16 +63,16 @@ def watch(net: Recogniser, words: dict[int, str], size: int = 360, where: tuple[
 
 def test_a_subtitle_is_found_read_and_cropped_away(net: Recogniser) -> None:
     row = watch(net, {0: "Hello there"})
-    assert [b["kind"] for b in row["text_boxes"]] == ["subtitle"] and row["subtitle_score"] > 0.5
-    assert "Hello" in row["text_boxes"][0]["text"]
+    assert [b.kind for b in row["text_boxes"]] == ["subtitle"] and row["subtitle_score"] > 0.5
+    assert "Hello" in row["text_boxes"][0].text
     rect = row["crop"]
-    assert rect["y"] + rect["h"] <= row["text_boxes"][0]["y0"] and rect["w"] == pytest.approx(rect["h"], abs=2)
+    assert rect.y + rect.h <= row["text_boxes"][0].y0 and rect.w == pytest.approx(rect.h, abs=2)
 
 
 def test_subtitles_that_change_are_two_lines_with_their_own_times(net: Recogniser) -> None:
     boxes = watch(net, {0: "Hello there", 30: "Good night"})["text_boxes"]
-    assert [b["kind"] for b in boxes] == ["subtitle", "subtitle"]
-    assert sorted(b["last"] < 30 for b in boxes) == [False, True]
+    assert [b.kind for b in boxes] == ["subtitle", "subtitle"]
+    assert sorted(b.last < 30 for b in boxes) == [False, True]
 
 
 def test_small_videos_are_read_too_and_clean_ones_stay_clean(net: Recogniser) -> None:
@@ -77,7 +82,7 @@ def test_small_videos_are_read_too_and_clean_ones_stay_clean(net: Recogniser) ->
 
 
 def test_corner_text_is_a_watermark(net: Recogniser) -> None:
-    assert [b["kind"] for b in watch(net, {0: "SAMPLE"}, where=(0.66, 0.08))["text_boxes"]] == ["watermark"]
+    assert [b.kind for b in watch(net, {0: "SAMPLE"}, where=(0.66, 0.08))["text_boxes"]] == ["watermark"]
 
 
 def pan(index: int, size: int = 360) -> np.ndarray:
@@ -97,7 +102,7 @@ def test_a_subtitle_over_a_moving_camera_is_found_whenever_it_comes(net: Recogni
                 cv2.putText(image, "Hello there", (70, 330), cv2.FONT_HERSHEY_SIMPLEX, 1.1, colour, thick, cv2.LINE_AA)
         operator.frame(Picture(index, image, 1.0, False))
     row = operator.clip(Span(0, 108), context(360, 360))
-    assert any("ello" in box["text"] and box["kind"] == "subtitle" for box in row["text_boxes"])
+    assert any("ello" in box.text and box.kind == "subtitle" for box in row["text_boxes"])
 
 
 @pytest.mark.parametrize("picture", [scenery, lambda size, index: pan(index, size), lambda size, _: pan(0, size)])
@@ -111,11 +116,11 @@ def test_between_refreshes_the_detector_looks_only_where_something_came_to_stand
 def test_crop_keeps_the_face_or_is_none() -> None:
     low = np.array([[100, 440, 400, 480]])
     rect = crop.propose(low, np.array([[200, 100, 300, 220]]), 512, 512, 0.5, 0.25)
-    assert rect and rect["y"] + rect["h"] <= 440 and rect["x"] <= 200 and rect["x"] + rect["w"] >= 300
+    assert rect and rect.y + rect.h <= 440 and rect.x <= 200 and rect.x + rect.w >= 300
     assert crop.propose(low, np.array([[200, 300, 300, 450]]), 512, 512, 0.5, 0.25) is None
 
 
-def quality(frames: list[np.ndarray]) -> dict:
+def quality(frames: list[np.ndarray]) -> Any:
     operator = QualityOperator(CFG.quality)
     for number, image in enumerate(frames):
         operator.frame(Picture(number * 5, image, 1.0, False))
@@ -148,7 +153,7 @@ def test_letterbox_is_the_rectangle_of_the_content() -> None:
         for i in range(6)
     ]
     rect = quality(frames)["letterbox"]
-    assert rect["w"] == 200 and rect["y"] == pytest.approx(40, abs=4) and rect["h"] == pytest.approx(120, abs=8)
+    assert rect.w == 200 and rect.y == pytest.approx(40, abs=4) and rect.h == pytest.approx(120, abs=8)
     assert quality([f[40:160] for f in frames])["letterbox"] is None
 
 
@@ -173,7 +178,7 @@ def test_two_voices_score_above_either_and_silence_has_no_score() -> None:
 
 
 def hashes(seed: int, first: int = 0, count: int = 30, mirrored: bool = False) -> list[int]:
-    operator = duplicates.HashOperator(CFG.dedup)
+    operator = PerceptualHashOperator(CFG.dedup)
     for number in range(first, first + count):
         still = scenery(160, 0, seed=9)
         spot = scenery(160, number * 3 % 50, seed=seed + number // 15)
@@ -223,9 +228,10 @@ def test_hdtf_annotations(tmp_path: Path) -> None:
 def test_captions_say_where_they_come_from(tmp_path: Path) -> None:
     video = tmp_path / "v.mp4"
     (tmp_path / "v.txt").write_text("short\n\nrather longer")
-    assert [c["text"] for c in captions.written(str(video), CFG.captions)] == ["short", "rather longer"]
+    assert [c.text for c in written(str(video), CFG.captions).captions] == ["short", "rather longer"]
     (tmp_path / "v.txt").unlink()
-    assert captions.written(str(video), CFG.captions, "given")[0]["source"] == "manifest"
-    assert captions.captions({"n_faces": 1}, [], CFG.captions)[0]["source"] == "template"
-    answer = captions.parse_answer('Sure: {"overall": "A man talks.", "eyes": "open"}', "vlm:m")
-    assert {c["kind"]: c["text"] for c in answer} == {"overall": "A man talks.", "eyes": "open"}
+    assert written(str(video), CFG.captions, "given").captions[0].source == "manifest"
+    clip = Clip("c", "v", str(video), 0, 33, 96, 96)
+    assert [c.source for c in captioned(clip, (), CFG.captions).captions or ()] == ["template"]
+    answer = parse_answer('Sure: {"overall": "A man talks.", "eyes": "open"}', "vlm:m")
+    assert {c.kind: c.text for c in answer} == {"overall": "A man talks.", "eyes": "open"}

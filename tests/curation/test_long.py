@@ -16,17 +16,19 @@ MEASURE = """
 import sys
 from configs.schema import load
 from curation.analysis import registry, video
+from curation.analysis.clip_finder import ClipFinder
+from curation.sources.source import Source
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
 cfg = load("tiny", ["sync.required=false"]).curation
-marks, whole = [], video._Analysis.tick
+marks, whole = [], ClipFinder.tick
 def tick(self, tick):
     if tick.index % 3000 == 2999:
         marks.append(resident())
     return whole(self, tick)
-video._Analysis.tick = tick
-row, clips = video.analyse_video(sys.argv[1], cfg, backends=registry.load(cfg))
-print(row.get("error"), row["duration_s"], len(clips), *marks)
+ClipFinder.tick = tick
+row, clips = video.analyse_video(Source(sys.argv[1]), cfg, backends=registry.load(cfg))
+print(row.error, row.duration_s, len(clips), *marks)
 """
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from configs.errors import EchoForgeError
 from configs.schema import load
-from curation.operators.captions import CAPTION_BYTES
+from curation.caption_files import CAPTION_BYTES
 from curation.sources import listing
 from curation.sources.manifest import SPANS, URI_BYTES
 from curation.sources.source import Source

@@ -16,8 +16,8 @@ import pytest
 from configs.schema import load
 from curation import puppets
 from curation.analysis import registry
-from curation.analysis.video import analyse_video
 from curation.media.audio import SoundReader, _samples
+from tests.curation.rows import analysed_rows
 
 T = TypeVar("T")
 CFG = load("tiny", ["sync.required=false"]).curation
@@ -110,7 +110,7 @@ def test_a_stream_that_becomes_stereo_midway_keeps_its_channels(kind: str) -> No
 def curated(paths: list[Path]) -> list[tuple[str, list[str]]]:
     loaded, results = registry.load(CFG), []
     for path in paths:
-        row, clips = analyse_video(str(path), CFG, backends=loaded)
+        row, clips = analysed_rows(str(path), CFG, backends=loaded)
         spans = [f"{clip['start_frame']}-{clip['end_frame']}" for clip in clips]
         results.append((str(row.get("verdict") or row.get("message")), spans))
     return results

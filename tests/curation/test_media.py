@@ -13,7 +13,6 @@ import pytest
 from configs.schema import load
 from curation import schema
 from curation.analysis import registry
-from curation.analysis.video import analyse_video
 from curation.media import video_file
 from curation.media.audio import SoundReader
 from curation.media.clip_reader import read_clip, read_still
@@ -25,6 +24,7 @@ from curation.media.video_file import VideoFile
 from curation.operators.base import Picture
 from curation.operators.quality import DetailOperator
 from curation.puppets import sample
+from tests.curation.rows import analysed_rows
 
 VIDEO = load("tiny").curation.video
 
@@ -209,12 +209,12 @@ def test_only_the_wanted_spans_are_looked_at_and_clips_begin_with_them(
     monkeypatch.setattr(DetailOperator, "frame", frame)
     path = film(tmp_path / "v.mp4", [40 * k for k in range(1500)], level=[99] * 1500)
     loaded = registry.load(cfg)
-    row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(40.0, 42.0), (10.2, 20.4)])
+    row, clips = analysed_rows(str(path), cfg, backends=loaded, spans=[(40.0, 42.0), (10.2, 20.4)])
     assert [(c["start_frame"], c["end_frame"]) for c in clips] == [(255, 368), (368, 481), (1000, 1049)]
     assert all(255 <= at < 510 or 1000 <= at < 1050 for at, _ in held)
-    assert row["duration_s"] == pytest.approx(60, abs=0.1) and "error" not in row
+    assert row["duration_s"] == pytest.approx(60, abs=0.1) and row["error"] is None
     held.clear()
-    analyse_video(str(path), cfg, backends=loaded)
+    analysed_rows(str(path), cfg, backends=loaded)
     assert len(held) == 60 and max(count for _, count in held) <= 25, "seconds of pictures"
 
 
@@ -237,8 +237,8 @@ def test_a_late_span_is_sought_and_its_rows_are_the_same(tmp_path: Path, monkeyp
     for seek_from in (10.0, 1e9):
         decoded.clear()
         monkeypatch.setattr(video_file, "_SEEK_FROM_S", seek_from)
-        row, clips = analyse_video(str(path), cfg, backends=loaded, spans=[(44.0, 56.0)])
+        row, clips = analysed_rows(str(path), cfg, backends=loaded, spans=[(44.0, 56.0)])
         found.append(schema.table(clips, schema.CLIPS).to_pylist())
-        assert "error" not in row and row["duration_s"] == 60 and min(decoded) == (0 if seek_from > 1e6 else 750)
+        assert row["error"] is None and row["duration_s"] == 60 and min(decoded) == (0 if seek_from > 1e6 else 750)
     assert found[0] == found[1] and len(found[0]) >= 2  # to the last bit: the operators saw the same pictures
     assert all(clip["tracks"] and clip["speech_frac"] is not None for clip in found[0])

@@ -21,7 +21,6 @@ from scipy.io import wavfile
 from configs.errors import EchoForgeError, MissingWeights
 from configs.schema import load
 from curation.analysis import registry
-from curation.analysis.video import analyse_video
 from curation.clip import Clip
 from curation.config import CurationConfig
 from curation.decision.decide import decide_clips
@@ -38,6 +37,7 @@ from curation.sync.gather import catalog_clips, puppet_clip, usable
 from curation.sync.measure import Residual, common, measure_residual
 from curation.sync.syncnet_v2 import SyncNetV2, network
 from pipeline.catalog.queries import Explanation
+from tests.curation.rows import analysed_rows
 from tests.good_clip import GOOD_CLIP
 
 TINY = load("tiny", []).curation
@@ -335,7 +335,7 @@ def residuals_of_kept(
     cfg = load("tiny", settings).curation
     loaded, found = registry.load(cfg), []
     for file, late in files.items():
-        rows = table(analyse_video(file, cfg, backends=loaded)[1], CLIPS)
+        rows = table(analysed_rows(file, cfg, backends=loaded)[1], CLIPS)
         for row in decide_clips(rows, cfg).to_pylist():
             if row["verdict"] == "keep":
                 (clip,) = catalog_clips([Clip.from_row(row)])
@@ -373,7 +373,7 @@ def test_kept_real_clips_with_shifted_sound_are_in_sync_when_another_network_mea
     """SyncNet's weights cannot be had, so two networks are fitted on the unshifted clips: they know these faces."""
     cfg = load("tiny", ["captions.kind=none"]).curation
     loaded = registry.load(cfg)
-    rows = [r for name in REAL for r in analyse_video(str(shared_media / "clips" / name), cfg, backends=loaded)[1]]
+    rows = [r for name in REAL for r in analysed_rows(str(shared_media / "clips" / name), cfg, backends=loaded)[1]]
     clips = [  # under three names each: two at most are held out, so every face is learned
         dataclasses.replace(clip, source=f"{clip.source}-{name}")
         for clip in catalog_clips(map(Clip.from_row, table(rows, CLIPS).to_pylist()))
@@ -404,7 +404,7 @@ def test_of_two_people_the_one_whose_lips_fit_speaks(tmp_path: Path, fitted: Pat
     side_by_side = np.concatenate([np.repeat(np.repeat(p.frames, 2, 1), 2, 2) for p in two], axis=2)
     write_video(tmp_path / "two.mp4", side_by_side, two[speaks].pcm)
     cfg = load("tiny", ["sync.backend=fitted", f"sync.fitted={fitted}"]).curation
-    (clip, *_) = analyse_video(str(tmp_path / "two.mp4"), cfg, backends=registry.load(cfg))[1]
+    (clip, *_) = analysed_rows(str(tmp_path / "two.mp4"), cfg, backends=registry.load(cfg))[1]
     assert (clip["n_faces"], clip["active_by"]) == (2, "sync")
     track = clip["tracks"][clip["active_track"]]
     assert (track["boxes"][0][0] > 192) == bool(speaks), "the left one, or the right one"

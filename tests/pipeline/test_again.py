@@ -14,10 +14,14 @@ import torch
 from configs import schema
 from curation import puppets
 from curation import schema as catalog
-from curation.analysis import incremental, registry
-from curation.analysis.video import analyse_video
+from curation.analysis import incremental, registry, video
+from curation.analysis.incremental import analyse_changed
+from curation.analysis.stages import outdated, parameters
+from curation.analysis.video import Analysis, analyse_video
+from curation.captions import retold
+from curation.clip import Caption, Clip, Video
 from curation.config import CurationConfig
-from curation.operators.captions import captions
+from curation.sources.source import Source
 from curation.sync.fitted import FittedSync, SmallSyncNet
 from pipeline.catalog.timing import Stopwatch, timed
 
@@ -28,21 +32,26 @@ def config(*overrides: str) -> CurationConfig:
 
 
 @pytest.fixture(scope="module")
-def video(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def puppet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Source]:
     folder = tmp_path_factory.mktemp("puppet")
     puppets.make(folder, 1, 5, config().puppets, False)
     (path,) = folder.glob("*.mp4")
-    yield str(path)
+    yield Source(str(path))
 
 
-def stored(rows: incremental.Rows) -> incremental.Rows:
-    """As a ledger gives them back: every column, in the types of the tables."""
-    (video,) = catalog.table([rows[0]], catalog.VIDEOS).to_pylist()
-    return video, catalog.table(rows[1], catalog.CLIPS).to_pylist()
+def stored(analysis: Analysis) -> Analysis:
+    """As a ledger gives it back: every column, in the types of the tables."""
+    (row,) = catalog.table([analysis[0].to_row()], catalog.VIDEOS).to_pylist()
+    rows = catalog.table([clip.to_row() for clip in analysis[1]], catalog.CLIPS).to_pylist()
+    return Video.from_row(row), tuple(map(Clip.from_row, rows))
 
 
-def analysed(video: str, cfg: CurationConfig) -> incremental.Rows:
-    return stored(analyse_video(video, cfg, backends=registry.load(cfg)))
+def analysed(source: Source, cfg: CurationConfig) -> Analysis:
+    return stored(analyse_video(source, cfg, backends=registry.load(cfg)))
+
+
+def again(source: Source, cfg: CurationConfig, backends: registry.Backends, run: Any, before: Analysis) -> Analysis:
+    return stored(analyse_changed(source, cfg, backends=backends, run=run, before=before))
 
 
 CASES = {
@@ -57,41 +66,42 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_rows_are_those_of_a_whole_analysis_and_nothing_else_ran(video: str, name: str) -> None:
+def test_the_rows_are_those_of_a_whole_analysis_and_nothing_else_ran(puppet: Source, name: str) -> None:
     override, expected = CASES[name]
     before, now = config(), config(override)
-    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
+    run = outdated(parameters(before), parameters(now))
     assert run == expected
     watch = Stopwatch()
-    old, loaded = analysed(video, before), timed(registry.load(now), watch)
-    rows = stored(incremental.analyse_again(video, now, backends=loaded, run=run, before=old))
-    assert rows[1] and rows == analysed(video, now)  # to the last bit: the operators see the same pictures and sound
+    old, loaded = analysed(puppet, before), timed(registry.load(now), watch)
+    assert run is not None
+    rows = again(puppet, now, loaded, run, old)
+    assert rows[1] and rows == analysed(puppet, now)  # to the last bit: the operators see the same pictures and sound
     assert watch.seconds.keys() <= expected, "no operator ran that was not asked for"
 
 
 def test_what_moves_clips_is_everything_and_a_new_operator_is_only_itself() -> None:
-    hashes = registry.parameters(config())
+    hashes = parameters(config())
     for whole in ("video", "shots", "clips"):
-        assert incremental.outdated(hashes | {whole: "other"}, hashes) is None
-    assert incremental.outdated({k: v for k, v in hashes.items() if k != "quality"}, hashes) == {"quality"}
-    assert incremental.outdated(hashes | {"gone": "1"}, hashes) == frozenset()
-    assert incremental.outdated(registry.parameters(config("decide.min_sharpness=0.9")), hashes) == frozenset()
+        assert outdated(hashes | {whole: "other"}, hashes) is None
+    assert outdated({k: v for k, v in hashes.items() if k != "quality"}, hashes) == {"quality"}
+    assert outdated(hashes | {"gone": "1"}, hashes) == frozenset()
+    assert outdated(parameters(config("decide.min_sharpness=0.9")), hashes) == frozenset()
 
 
 def test_rows_of_a_broken_file_are_no_start(tmp_path: Path) -> None:
     file = tmp_path / "broken.mp4"
     file.write_bytes(b"no video")
     cfg = config()
-    error: Any = analysed(str(file), cfg)
-    assert error[0]["error_stage"]
-    loaded = registry.load(cfg)
-    assert stored(incremental.analyse_again(str(file), cfg, backends=loaded, run={"text"}, before=error)) == error
+    broken = Source(str(file))
+    error = analysed(broken, cfg)
+    assert error[0].error_stage
+    assert again(broken, cfg, registry.load(cfg), {"text"}, error) == error
 
 
 @pytest.fixture
-def bare(video: str, tmp_path: Path) -> str:
+def bare(puppet: Source, tmp_path: Path) -> Source:
     """Without a caption beside it."""
-    return str(shutil.copy(video, tmp_path / "bare.mp4"))
+    return Source(str(shutil.copy(puppet.uri, tmp_path / "bare.mp4")))
 
 
 class _NotAsked:
@@ -102,41 +112,39 @@ class _NotAsked:
 
 
 @pytest.mark.parametrize("kind", ["template", "vlm"])
-def test_new_sync_scores_ask_no_model_and_a_template_still_says_that_somebody_talks(bare: str, kind: str) -> None:
+def test_new_sync_scores_ask_no_model_and_a_template_still_says_that_somebody_talks(bare: Source, kind: str) -> None:
     before, now = config(), config("sync.vshift=10")
-    run = incremental.outdated(registry.parameters(before), registry.parameters(now))
+    run = outdated(parameters(before), parameters(now))
     assert run == {"sync"}
     torch.manual_seed(0)
     net: Any = FittedSync(SmallSyncNet(), now.sync)
     loaded = replace(registry.load(now), sync=net)
     old, whole = analysed(bare, before), stored(analyse_video(bare, now, backends=loaded))
-    assert old[1][0]["sync_fit_conf"] is None and whole[1][0]["sync_fit_conf"] is not None
+    assert "sync_fit_conf" not in old[1][0].scores and "sync_fit_conf" in whole[1][0].scores
     if kind == "vlm":
         now = replace(now, captions=replace(now.captions, kind="vlm"))
-        loaded = replace(loaded, captioner=_NotAsked())
-        for clip in (*old[1], *whole[1]):
-            clip["captions"] = [{"text": "A man at a desk.", "kind": "overall", "source": "vlm:model"}]
+        loaded = replace(loaded, frame_operators={**loaded.frame_operators, "captions": _NotAsked()})
+        told = (Caption("A man at a desk.", "overall", "vlm:model"),)
+        old, whole = ((row, tuple(replace(clip, captions=told) for clip in clips)) for row, clips in (old, whole))
     else:
-        assert old[1][0]["captions"][0]["source"] == "template"
-        assert "not talking" not in old[1][0]["captions"][0]["text"]
-    assert stored(incremental.analyse_again(bare, now, backends=loaded, run=run, before=old)) == whole
+        ((said,),) = (clip.captions or () for clip in old[1][:1])
+        assert said.source == "template" and "not talking" not in said.text
+    assert again(bare, now, loaded, run, old) == whole
 
 
-def test_a_template_caption_follows_the_sound(bare: str) -> None:
+def test_a_template_caption_follows_the_sound(bare: Source) -> None:
     now = config()
     old, loaded = analysed(bare, now), registry.load(now)
-    before = old[0], [clip | {"speech_frac": 0.0} for clip in old[1]]
-    for clip in before[1]:
-        clip["captions"] = captions(clip | {"captions": None}, [], now.captions)
-    assert "not talking" in before[1][0]["captions"][0]["text"]
-    assert stored(incremental.analyse_again(bare, now, backends=loaded, run={"sound"}, before=before)) == old
+    silent = tuple(retold(clip.scored({"speech_frac": 0.0}), now.captions) for clip in old[1])
+    assert "not talking" in (silent[0].captions or ())[0].text
+    assert again(bare, now, loaded, {"sound"}, (old[0], silent)) == old
 
 
 def test_nothing_is_decoded_where_no_clip_has_a_sync_score_and_none_will_get_one(
-    video: str, monkeypatch: pytest.MonkeyPatch
+    puppet: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, now = config(), config("sync.vshift=10")
-    old, loaded = analysed(video, before), registry.load(now)
+    old, loaded = analysed(puppet, before), registry.load(now)
     monkeypatch.setattr(incremental, "analyse_video", None)
-    monkeypatch.setattr(incremental, "_look", None)
-    assert stored(incremental.analyse_again(video, now, backends=loaded, run={"sync"}, before=old)) == old
+    monkeypatch.setattr(video, "VideoPass", None)
+    assert again(puppet, now, loaded, {"sync"}, old) == old

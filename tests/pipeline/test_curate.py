@@ -15,19 +15,20 @@ import pytest
 
 from configs import aliases, schema
 from configs.errors import EchoForgeError, MissingWeights
-from curation.analysis.inputs import decides, operators_of
-from curation.analysis.registry import parameters
+from curation.analysis.stages import decides, parameters, stages_of
+from curation.analysis.video import Analysis
+from curation.clip import Clip, Video
 from curation.schema import VIDEOS, clip_id, video_id
+from curation.sources.source import Source
 from pipeline import storage
 from pipeline.catalog import curate, queries, redecide, tables
 
 CALLS: list[str] = []
 
 
-def analyse(
-    uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def analyse(source: Source, cfg: Any, *, backends: Any) -> Analysis:
     """A file's text is its number of clips; sharpness falls from clip to clip."""
+    uri = source.uri
     CALLS.append(Path(uri).name)
     text = Path(uri).read_text()
     if text == "poison":
@@ -45,12 +46,12 @@ def analyse(
         }
         for n in range(int(text))
     ]  # fmt: skip
-    return {"video_id": video, "source_uri": uri, "duration_s": 10.0}, clips
+    return Video(uri, video_id=video, duration_s=10.0), tuple(map(Clip.from_row, clips))
 
 
-def again(uri: str, cfg: Any, *, run: Any, before: Any, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def again(source: Source, cfg: Any, *, run: Any, before: Analysis, **more: Any) -> Analysis:
     """Notes which operators are asked for; the rows stay."""
-    CALLS.append(f"{Path(uri).name}: {', '.join(sorted(run))}")
+    CALLS.append(f"{Path(source.uri).name}: {', '.join(sorted(run))}")
     return before
 
 
@@ -58,7 +59,7 @@ def again(uri: str, cfg: Any, *, run: Any, before: Any, **more: Any) -> tuple[di
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS.clear()
     monkeypatch.setattr(curate, "analyse_video", analyse)
-    monkeypatch.setattr(curate, "analyse_again", again)
+    monkeypatch.setattr(curate, "analyse_changed", again)
     monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
     monkeypatch.setattr(curate.registry, "load", lambda cfg: None)
     monkeypatch.setattr(curate.registry, "check_files", lambda cfg: None)
@@ -225,9 +226,9 @@ def test_scores_are_not_lost_when_their_file_is_gone_and_another_setting_changed
 def test_a_catalog_without_scores_goes_on_without_their_file(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unscored(uri: str, cfg: Any, **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        video, clips = analyse(uri, cfg, **more)
-        return video, [clip | {"sync_c": None, "av_offset_frames": None} for clip in clips]
+    def unscored(source: Source, cfg: Any, **more: Any) -> Analysis:
+        video, clips = analyse(source, cfg, **more)
+        return video, tuple(clip.scored({"sync_c": None, "av_offset_frames": None}) for clip in clips)
 
     monkeypatch.setattr(curate, "analyse_video", unscored)
     out, settings = tmp_path / "out", ("sync.backend=syncnet_v2", f"sync.weights={tmp_path / 'none'}")
@@ -381,7 +382,7 @@ def test_every_key_of_curation_is_measured_with_or_decides_or_has_no_part() -> N
             other = copy.deepcopy(config.curation)
             object.__setattr__(getattr(other, section), name, f"{value} ")
             changed = {operator for operator, digest in parameters(other).items() if digest != hashes.get(operator)}
-            assert changed == set(operators_of(key, config.curation)), key
+            assert changed == set(stages_of(key, config.curation)), key
             assert decides(key, config.curation) == (not changed and section not in neither and key not in neither), key
 
 

@@ -17,7 +17,10 @@ import pytest
 
 from configs import schema
 from configs.errors import EchoForgeError
+from curation.analysis.video import Analysis
+from curation.clip import Clip, Video
 from curation.schema import clip_id, video_id
+from curation.sources.source import Source
 from pipeline import storage
 from pipeline.catalog import curate, queries, tables
 from pipeline.engine import seal
@@ -29,24 +32,24 @@ CALLS: list[str] = []
 COUNT = 6
 
 
-def analyse(uri: str, cfg: Any, **_: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def analyse(source: Source, cfg: Any, **_: Any) -> Analysis:
     """One clip for every video."""
+    uri = source.uri
     CALLS.append(Path(uri).name)
     if Path(uri).read_text() == "poison":
         raise RuntimeError("cannot")
     video = video_id(uri)
     clip = {"clip_id": clip_id(video, 0, 33), "video_id": video, "source_uri": uri, "start_frame": 0, "end_frame": 33}
     scores = {"start_s": 0.0, "end_s": 1.32, "width": 96, "height": 96, "phash": [], "captions": [], "tracks": []}
-    return {"video_id": video, "source_uri": uri, "duration_s": 10.0, "bytes": Path(uri).stat().st_size}, [
-        clip | scores
-    ]
+    facts = Video(uri, video_id=video, duration_s=10.0, bytes=Path(uri).stat().st_size)
+    return facts, (Clip.from_row(clip | scores),)
 
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS.clear()
     monkeypatch.setattr(curate, "analyse_video", analyse)
-    monkeypatch.setattr(curate, "analyse_again", lambda uri, cfg, *, run, before, **_: before)
+    monkeypatch.setattr(curate, "analyse_changed", lambda source, cfg, *, run, before, **_: before)
     monkeypatch.setattr(curate, "timed", lambda loaded, watch: loaded)
     monkeypatch.setattr(curate.registry, "load", lambda cfg: None)
     monkeypatch.setattr(curate.registry, "check_files", lambda cfg: None)

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from configs import schema
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
+from curation.analysis.video import Analysis
+from curation.clip import Clip, Video
 from curation.schema import clip_id, video_id
+from curation.sources.source import Source
 from pipeline import storage
 from pipeline.catalog import curate, located, relocate
 from pipeline.catalog import queries as catalog
@@ -24,17 +27,17 @@ from pipeline.catalog import queries as catalog
 CALLS: list[str] = []
 
 
-def analyse(
-    uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def analyse(source: Source, cfg: Any, *, backends: Any) -> Analysis:
     """One clip of 33 frames for every video; the frame rate tells which version of the file was read: it is its first byte."""
+    uri = source.uri
     CALLS.append(Path(uri).name)
     video = video_id(uri)
     clip = {"clip_id": clip_id(video, 0, 33), "video_id": video, "source_uri": uri, "start_frame": 0, "end_frame": 33}
     scores = {"start_s": 0.0, "end_s": 1.32, "width": 96, "height": 96, "phash": [], "captions": [], "tracks": []}
     file = Path(uri)
-    row = {"video_id": video, "source_uri": uri, "duration_s": 10.0, "bytes": file.stat().st_size}
-    return row | {"fps": float(file.read_bytes()[0])}, [clip | scores]
+    fps = float(file.read_bytes()[0])
+    facts = Video(uri, video_id=video, duration_s=10.0, bytes=file.stat().st_size, fps=fps)
+    return facts, (Clip.from_row(clip | scores),)
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ def test_every_way_in_which_a_file_fails_has_words() -> None:
     curation = Path(cli.__file__).parent / "curation"
     files = [*sorted(curation.rglob("*.py")), *sorted((curation.parent / "pipeline").rglob("*.py"))]
     source = "".join(path.read_text("utf-8") for path in files)
-    stages = set(re.findall(r'(?:MediaError\(|error_row\([^"\n]*, )"(\w+)"', source))
+    stages = set(re.findall(r'(?:MediaError\(|error_video\([^"\n]*, )"(\w+)"', source))
     codes = set(re.findall(r'f"(\w+): ', (curation / "decision" / "decide.py").read_text("utf-8")))
     assert {"open", "decode", "captions", "manifest"} <= stages and {"too_short", "duplicate"} <= codes
     assert stages | codes <= REASONS.keys()

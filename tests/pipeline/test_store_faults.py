@@ -24,6 +24,9 @@ from configs import schema
 from configs.dataset_schema import INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.runtime import leases, locks
+from curation.analysis.video import Analysis
+from curation.clip import Clip, Video
+from curation.sources.source import Source
 from pipeline import listing, parquet, storage
 from pipeline.catalog import curate
 from pipeline.engine import lease
@@ -147,11 +150,13 @@ def test_training_reads_the_same_from_a_store_that_fails(proxy: FaultyProxy, her
 # ------------------------------------------------------------------------------------------------------ curate
 
 
-def analyse(uri: str, cfg: Any, *, backends: Any, spans: Any, **facts: Any) -> tuple[dict[str, Any], list[Any]]:
+def analyse(source: Source, cfg: Any, *, backends: Any) -> Analysis:
     """A file's text is its number of clips."""
+    uri = source.uri
     name = Path(uri).read_text()
     clip = {"clip_id": name, "video_id": name, "source_uri": uri, "start_frame": 0, "end_frame": 33, "verdict": "keep"}
-    return {"video_id": name, "source_uri": uri, "duration_s": 10.0}, [clip | {"phash": [], "text_boxes": []}]
+    facts = Video(uri, video_id=name, duration_s=10.0)
+    return facts, (Clip.from_row(clip | {"phash": [], "text_boxes": []}),)
 
 
 @pytest.fixture
@@ -197,7 +202,7 @@ def test_a_second_curation_into_a_store_is_refused_and_a_lost_lease_stops_the_fi
     out, seen = f"{here}/out", []
     monkeypatch.setattr(leases, "RENEW_S", 0.05)
 
-    def stolen(uri: str, cfg: Any, **facts: Any) -> Any:
+    def stolen(source: Source, cfg: Any, **facts: Any) -> Analysis:
         """While the first one works: a second one is refused; then another machine takes the lease."""
         with pytest.raises(locks.Locked) as caught:
             elsewhere(lambda: run(f"{here}/videos", out))
@@ -207,7 +212,7 @@ def test_a_second_curation_into_a_store_is_refused_and_a_lost_lease_stops_the_fi
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             storage.check_guards()
-        return analyse(uri, cfg, **facts)
+        return analyse(source, cfg, **facts)
 
     monkeypatch.setattr(curate, "analyse_video", stolen)
     with pytest.raises(locks.LockLost, match="took it over"):

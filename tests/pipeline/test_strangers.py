@@ -79,7 +79,7 @@ def test_a_store_that_does_not_answer_ends_the_run_and_one_unknown_address_does_
 PLANNING = """
 import resource, sys
 from configs import schema
-from curation.operators.captions import Beside
+from curation.caption_files import Beside
 from curation.sources.listing import expand
 from pipeline.catalog.curate import plan
 config = schema.load("tiny")

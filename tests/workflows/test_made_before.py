@@ -20,7 +20,7 @@ from configs import reviews, schema, strict
 from configs.dataset_schema import DATASET_FILE, INDEX, INDEX_FILE, NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
 from configs.schema import Config
-from curation.analysis import registry
+from curation.analysis.stages import parameters
 from curation.schema import CLIPS, VIDEOS
 from evaluation import defects
 from pipeline.catalog.curate import curate
@@ -88,7 +88,7 @@ def test_columns_and_digests_of_settings_are_those_of_then(expected: dict[str, A
     assert {name: [[f.name, str(f.type)] for f in table] for name, table in tables.items()} == expected["columns"]
     for preset, sections in expected["sections"].items():
         config = schema.load(preset)
-        assert registry.parameters(config.curation) == expected["curate"][preset]
+        assert parameters(config.curation) == expected["curate"][preset]
         assert sections == {
             f"{package}.{section}": strict.digest(value, section)
             for package in ("curation", "model", "train", "pipeline", "evaluation")

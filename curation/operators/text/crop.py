@@ -6,12 +6,14 @@ from itertools import product
 
 import numpy as np
 
+from curation.clip import Rect
+
 _MOST = 6  # boxes considered one by one; more are first joined by rows
 
 
 def propose(
     texts: np.ndarray, faces: np.ndarray, width: int, height: int, keep: float, face_margin: float
-) -> dict[str, int] | None:
+) -> Rect | None:
     """The largest crop of the picture's own aspect without any text and with every face box.
 
     Args:
@@ -20,7 +22,7 @@ def propose(
         keep: smallest share of the width and height that may remain.
 
     Returns:
-        {x, y, w, h} with even values, or None where no such crop exists. No text: the whole picture is not a crop,
+        even values, or None where no such crop exists. No text: the whole picture is not a crop,
         so None.
     """
     if not len(texts):
@@ -81,7 +83,7 @@ def _joined(texts: np.ndarray) -> np.ndarray:
     return np.stack(rows[:_MOST] if len(rows) <= _MOST else rows[: _MOST // 2] + rows[-_MOST // 2 :])
 
 
-def _even(rect: tuple[float, float, float, float]) -> dict[str, int]:
+def _even(rect: tuple[float, float, float, float]) -> Rect:
     x, y = (int(np.ceil(v / 2)) * 2 for v in rect[:2])
     right, bottom = int(rect[0] + rect[2]), int(rect[1] + rect[3])
-    return {"x": x, "y": y, "w": (right - x) // 2 * 2, "h": (bottom - y) // 2 * 2}
+    return Rect(x, y, (right - x) // 2 * 2, (bottom - y) // 2 * 2)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Self
 
 import cv2
 import numpy as np
 
-from curation.config import TextConfig
-from curation.operators.base import ClipContext, FrameNeed, Picture, Span
+from curation.clip import Scores, TextBox
+from curation.config import CurationConfig, TextConfig
+from curation.operators.base import ClipContext, FrameNeed, FrameOperator, Picture, Span
 from curation.operators.text import crop, kinds
 from curation.operators.text.follow import Follower, Line
 from curation.operators.text.gate import Gate
@@ -19,14 +20,17 @@ from curation.schema import FPS
 _BAND = 32  # rows; the detector's network works in such steps
 
 
-class TextOperator:
+class TextOperator(FrameOperator):
     """Burned-in text of one video. Looks at whole frames ``cfg.rate`` times a second."""
 
     name = "text"
     version = 2
+    section = "text"
+    requires = ("faces",)  # the crop keeps the face
     columns = ("text_boxes", "text_area", "subtitle_score", "crop")
 
     def __init__(self, cfg: TextConfig, recogniser: Recogniser) -> None:
+        super().__init__(cfg)
         self.needs = FrameNeed(rate=cfg.rate, side=cfg.side)
         self._cfg = cfg
         self._net = recogniser
@@ -34,6 +38,12 @@ class TextOperator:
         self._follower = Follower(cfg.same)
         self._refreshed: int | None = None
         self.looked = 0  # pixels given to the detector, for the benchmark
+
+    @classmethod
+    def load(cls, cfg: CurationConfig) -> Callable[[], Self]:
+        """Loads the networks."""
+        net = Recogniser(cfg.text)
+        return lambda: cls(cfg.text, net)
 
     def frame(self, picture: Picture) -> None:
         """One frame: check the lines that stand, look where the gate says that something new appeared."""
@@ -55,7 +65,7 @@ class TextOperator:
         found = [f for f in self._net.detect(band) if self._possible(f.box, gray.shape)]
         self._follower.add(found, picture.image, gray, first, picture.index)
 
-    def clip(self, span: Span, context: ClipContext) -> dict[str, Any]:
+    def clip(self, span: Span, context: ClipContext) -> Scores:
         """Boxes in displayed pixels with frames counted from the clip's start; area and score as the catalog says."""
         seen = [
             line
@@ -69,12 +79,12 @@ class TextOperator:
         scores = [score for _, score in sure if score > 0]
         named = kinds.kinds(lines, self._cfg)
         scale = np.array([context.width, context.height, context.width, context.height], float)
-        boxes = [self._row(*item, span, scale) for item in zip(lines, scores, named, strict=True)]
-        overlays = np.array([[b["x0"], b["y0"], b["x1"], b["y1"]] for b in boxes if b["kind"] != "scene"])
+        boxes = [_text_box(*item, span, scale) for item in zip(lines, scores, named, strict=True)]
+        overlays = np.array([[b.x0, b.y0, b.x1, b.y1] for b in boxes if b.kind != "scene"])
         return {
             "text_boxes": boxes,
             "text_area": _area(boxes, context.width * context.height),
-            "subtitle_score": max((b["score"] for b in boxes if b["kind"] in ("subtitle", "ticker")), default=0.0),
+            "subtitle_score": max((b.score for b in boxes if b.kind in ("subtitle", "ticker")), default=0.0),
             "crop": crop.propose(
                 overlays.reshape(-1, 4),
                 context.face_boxes,
@@ -97,27 +107,19 @@ class TextOperator:
         width, height = box[2] - box[0], box[3] - box[1]
         return width * height <= self._cfg.max_area * shape[0] * shape[1] and height <= self._cfg.max_height * shape[0]
 
-    def _row(self, line: Line, score: float, kind: str, span: Span, scale: np.ndarray) -> dict[str, Any]:
-        x0, y0, x1, y1 = (float(v) for v in line.box * scale)
-        first, last = max(line.first, span.start) - span.start, min(line.last, span.end - 1) - span.start
-        return {
-            "x0": x0, "y0": y0, "x1": x1, "y1": y1, "first": first, "last": last,
-            "score": score, "text": line.text or "", "kind": kind,
-        }  # fmt: skip
+
+def _text_box(line: Line, score: float, kind: str, span: Span, scale: np.ndarray) -> TextBox:
+    first, last = max(line.first, span.start) - span.start, min(line.last, span.end - 1) - span.start
+    x0, y0, x1, y1 = (float(v) for v in line.box * scale)
+    return TextBox(x0, y0, x1, y1, first, last, score, line.text or "", kind)
 
 
-def load(cfg: Any) -> Callable[[], TextOperator]:
-    """Loads the networks (once per worker); the callable makes the operator of one video. ``cfg``: CurationConfig."""
-    net = Recogniser(cfg.text)
-    return lambda: TextOperator(cfg.text, net)
-
-
-def _area(boxes: list[dict[str, Any]], whole: int) -> float:
+def _area(boxes: list[TextBox], whole: int) -> float:
     """Largest share of the frame that texts cover at one time (0..1)."""
     most = 0.0
-    for moment in {b["first"] for b in boxes}:
-        here = [b for b in boxes if b["first"] <= moment <= b["last"]]
-        most = max(most, sum((b["x1"] - b["x0"]) * (b["y1"] - b["y0"]) for b in here) / whole)
+    for moment in {b.first for b in boxes}:
+        here = [b for b in boxes if b.first <= moment <= b.last]
+        most = max(most, sum((b.x1 - b.x0) * (b.y1 - b.y0) for b in here) / whole)
     return most
 
 
