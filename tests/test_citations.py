@@ -26,7 +26,7 @@ from configs import schema
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("configs", "curation", "pipeline", "model", "train", "evaluation", "workflows")
 FOLDERS = (*PACKAGES, "benchmarks", "docs", "tests")
-EXAMPLES = {"curation/colour.py"}  # the file that CONTRIBUTING.md shows how to write
+EXAMPLES = {"curation/operators/colour.py"}  # the file that CONTRIBUTING.md shows how to write
 FOREIGN = {"--no-deps", "--force-reinstall", "--nproc-per-node"}  # options of pip and torchrun
 Rule = Callable[[str], Iterator[str]]
 

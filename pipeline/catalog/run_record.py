@@ -15,7 +15,7 @@ from typing import Any
 
 from configs import schema, strict
 from configs.runtime.redaction import redact_address
-from curation.analysis.inputs import decides
+from curation.analysis.stages import decides
 from pipeline.engine.version import code_version
 
 Setting = bool | int | float | str | Sequence[Any] | None
