@@ -94,6 +94,19 @@ def test_a_name_that_is_no_text_is_a_row_too(tmp_path: Path, good: Path, loaded:
     schema.table([row], schema.VIDEOS)
 
 
+def test_a_sidecar_is_opened_once(
+    tmp_path: Path, good: Path, loaded: Backends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(good, tmp_path / "v.mp4")
+    (tmp_path / "v.json").write_text('{"captions": ["a"], "speaker": "s", "licence": "l", "source": "c"}')
+    opened, read = [], sidecars.read
+    monkeypatch.setattr(sidecars, "read", lambda file: opened.append(file.name) or read(file))
+    video, clips = analysed_rows(str(tmp_path / "v.mp4"), CFG, backends=loaded)
+    assert opened == ["v.json"]
+    assert (video["licence"], video["source"]) == ("l", "c")
+    assert clips and {(clip["speaker"], clip["captions"][0]["text"]) for clip in clips} == {("s", "a")}
+
+
 def test_links_to_folders_are_followed_once_and_a_locked_folder_is_named(tmp_path: Path, good: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
