@@ -150,6 +150,8 @@ class Trainer:
                 self.log.say("measuring the held-out loss before the first step")
             self._validate("start")
         for stage in self.stages[progress.stage :]:
+            if max_steps is not None and progress.step >= max_steps:  # of negatives none is gathered either
+                return self._outcome("paused", stage, retention.latest(self.out) or self._commit(None))
             if progress.stage != stage.index:
                 progress.stage, progress.method = stage.index, {}
             if stage.cfg.kind == "negatives":

@@ -121,6 +121,14 @@ def test_the_cycle_from_start_to_end_and_a_video(world: Path, config: Config, tm
         assert made.frames == 25 and out.is_file() and "no measure of quality" in made.note
 
 
+def test_as_many_steps_as_a_stage_has_stop_at_its_end(world: Path, config: Config, tmp_path: Path) -> None:
+    for _ in range(2):
+        outcome = train(
+            world / "dataset", tmp_path / "run", config.model, config.train, seed=config.seed, say=None, max_steps=6
+        )
+        assert outcome.status == "paused" and outcome.step == 6 and outcome.checkpoint.name == "step-000006"
+
+
 def test_a_resumed_run_is_the_same_run(world: Path, config: Config, tmp_path: Path) -> None:
     def weights(run: Path) -> bytes:
         return (run / "step-000006" / "raw.safetensors").read_bytes()
