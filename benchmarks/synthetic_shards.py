@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,5 +128,5 @@ def _rows(root: Path, path: Path, ids: Sequence[str], bucket: str, split: str, s
             }
         ],
     }
-    rows = [{"sample_id": id_, "clip_id": id_, "video_id": id_, **same, **found[id_]} for id_ in ids]
+    rows = [{"sample_id": id_, "clip_id": id_, "video_id": id_, **same, **asdict(found[id_])} for id_ in ids]
     return pa.Table.from_pylist(rows, schema=INDEX)

@@ -14,7 +14,6 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -295,47 +294,3 @@ def check_prompts(data: bytes, dataset: str) -> None:
         raise Damaged(dataset, PROMPTS_FILE, "it does not hold the embeddings that `shard` writes")
     if any(item["dtype"] not in ("BF16", "F16", "F32") for item in found.values()):
         raise Damaged(dataset, PROMPTS_FILE, "it holds something else than embeddings")
-
-
-_FORM: dict[str, Any] = {
-    "encoders": {str: {"name": str, "digest": str}},
-    "made_with": {"preset": str, "values": {str: dict}},
-    "parameters": {str: str},
-    "settings": {str: dict},
-    "curation": {"verdicts": {str: [float]}, "origins": {str: [str]}},
-    "plans": [str],
-    "parts": [str],
-    "left_out": [str],
-}
-"""The entries of `dataset.json` that are read again, and their form; any may be missing or null."""
-
-
-def parse_description(data: bytes, dataset: str) -> dict[str, Any]:
-    """The content of `dataset.json`.
-
-    Raises:
-        Damaged: not JSON, or an entry has another form.
-    """
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise Damaged(dataset, DATASET_FILE, f"it is not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise Damaged(dataset, DATASET_FILE, "it is not a mapping")
-    for key, form in _FORM.items():
-        if found.get(key) is not None and not _fits(found[key], form):
-            raise Damaged(dataset, DATASET_FILE, f"its entry '{key}' has another form than `shard` writes")
-    return found
-
-
-def _fits(value: Any, form: Any) -> bool:
-    """Whether JSON has a form: a type; ``[form of each]``; ``{str: form of each}``; ``{key: its form, …}``."""
-    if isinstance(form, list):
-        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
-    if isinstance(form, dict):
-        if not isinstance(value, dict):
-            return False
-        if each := form.get(str):
-            return all(_fits(item, each) for item in value.values())
-        return all(key in value and _fits(value[key], part) for key, part in form.items())
-    return isinstance(value, (int, float)) and not isinstance(value, bool) if form is float else isinstance(value, form)

@@ -80,7 +80,8 @@ INDEX = pa.schema(
         ("members", pa.list_(_MEMBER)),
     ]
 )
-"""One row per sample. Scores ride along so that a keep-list is a query, not a re-encoding."""
+"""One row per sample. Scores ride along so that a keep-list is a query, not a re-encoding; an index may have more of
+them (`curation.schema.INDEXED`)."""
 
 SUPERSEDED = "superseded"
 """Reason of a sample whose clip has another correction of the sound, another crop or another span today."""
@@ -88,8 +89,13 @@ _LATER = ("reason",)
 """Columns that indexes of earlier versions lack; null there."""
 
 
+def scores(index: pa.Schema) -> list[str]:
+    """The columns of an index that samples can be selected by: every column of floats."""
+    return [field.name for field in index if pa.types.is_floating(field.type)]
+
+
 def as_index(table: pa.Table, dataset: str) -> pa.Table:
-    """``table`` with exactly the columns of :data:`INDEX`.
+    """``table`` with the columns of :data:`INDEX`, then the scores that it has beside them.
 
     Raises:
         EchoForgeError: a column is missing that every version has.
@@ -101,7 +107,8 @@ def as_index(table: pa.Table, dataset: str) -> pa.Table:
         )
     for name in missing:
         table = table.append_column(INDEX.field(name), pa.nulls(table.num_rows, INDEX.field(name).type))
-    return table.select(INDEX.names).cast(INDEX)
+    more = [name for name in scores(table.schema) if name not in INDEX.names]
+    return table.select([*INDEX.names, *more]).cast(pa.schema([*INDEX, *map(table.schema.field, more)]))
 
 
 _FLAG = pa.struct([("issue", pa.string()), ("severity", pa.float32()), ("reason", pa.string())])

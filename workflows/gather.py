@@ -8,52 +8,35 @@ those of the real videos after the same codec, so the codec's own blur is not he
 from __future__ import annotations
 
 import functools
-import json
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from safetensors.torch import save
 
-from configs import aliases, folders, strict
+from configs import folders, strict
 from configs.dataset_schema import NEGATIVES
 from configs.errors import EchoForgeError
 from configs.paths import absolute, absolute_files
 from configs.runtime import disk
-from configs.runtime.devices import usable
 from configs.schema import Config
-from curation.media.clip_writer import write_video
 from evaluation import defects as judge
 from evaluation import versions
-from model import pixels
-from model.codecs import load_codec
-from model.sampler import SamplerInputs, sample
-from pipeline import storage
-from pipeline.dataset import files as dataset_files
 from pipeline.engine import lease, runner
 from pipeline.engine.damage import mend
 from pipeline.engine.ledger import Ledger
 from pipeline.engine.progress import Progress, say
-from pipeline.engine.rows import tables as as_tables
-from pipeline.engine.unit import Result, Unit, unit_id
+from pipeline.engine.unit import Unit, unit_id
 from train import rng, stages
-from train.checkpoints import loading, retention
-from train.data import inputs, negatives
-from train.data.index import open_index
-from train.data.loader import Loader
-from train.state import Weights
-from workflows.networks import autocast_for, check_network, load_network
+from train.checkpoints import retention
+from train.data import negatives
+from train.data.index import SampleIndex, open_index
+from workflows.gather_worker import REAL, SPLIT, GatherJob, GatherWorker, pairs
+from workflows.networks import check_network
 
-SPLIT = "negatives"
 GENERATING_TASKS = ("i2v", "lip_sync", "avatar_sync")
-_REAL = pa.schema([("sample_id", pa.string()), ("scores", NEGATIVES.field("scores").type)])
-_TABLES = {"samples": NEGATIVES, "real": _REAL}
+_TABLES = {"samples": NEGATIVES, "real": REAL}
 
 
 @dataclass(frozen=True)
@@ -68,96 +51,6 @@ class GatherSummary:
     def __str__(self) -> str:
         issues = ", ".join(f"{n} {issue}" for issue, n in sorted(self.by_issue.items())) or "none"
         return f"{self.folder}: {self.samples} samples gathered, {self.flagged} flagged ({issues})"
-
-
-class GatherWorker:
-    """Generates and measures. Built once per process: network, codec and index load once."""
-
-    def __init__(self, config: Config, dataset: str, step: Path, stage: str, weights: Weights, folder: Path) -> None:
-        self.config, self.dataset, self.step, self.stage, self.weights = config, dataset, step, stage, weights
-        self.folder, self.device = folder, config.pipeline.gather.device
-        usable(self.device, "gather.device", "gather.share.gpus=0")
-        self.network = load_network(step, config.model.transformer, self.device, weights)
-        self.codec = load_codec(config.model.codec, self.device)
-        self.index = open_index(dataset, split=SPLIT, keep=config.train.loader.keep)
-        self.prompts = inputs.read_prompts(dataset)
-        self.digest = loading.digest(step, weights) if retention.is_pinned(step) else ""
-
-    def run(self, payload: dict[str, Any]) -> Result:
-        """``payload``: ``rows`` (of the negatives split), ``seeds``, ``task``."""
-        config, task = self.config, payload["task"]
-        count = len(payload["rows"])
-        chosen = _subset(self.index, payload["rows"])
-        with Loader(
-            self.dataset,
-            config.train.loader,
-            seed=0,
-            global_batch=count,
-            tasks=[task],
-            once=True,
-            pin=False,
-            index=chosen,
-        ) as source:
-            batch = next(source)
-        given = inputs.assemble(
-            batch, [inputs.Keep()] * count, self.prompts, config.train.tasks,
-            text_len=config.model.transformer.text_len, variant=config.model.transformer.variant,
-            tasks=[task] * count,
-        )  # fmt: skip
-        order = [payload["ids"].index(name) for name in batch.sample_ids]
-        seeds = [payload["seeds"][i] for i in order]
-        latents = sample(
-            self.network, sampler_inputs(given, self.prompts, batch.tokens_per_frame), config.model.sampler,
-            config.model.guidance, config.model.phda, seeds=seeds, device=self.device,
-            autocast=autocast_for(self.device),
-        ).cpu()  # fmt: skip
-        videos, real = self._pixels(latents), self._pixels(given.real)
-        rows, known = [], []
-        captions = _captions(chosen, batch.sample_ids)
-        for k, name in enumerate(batch.sample_ids):
-            boxes = batch["face_boxes"][k].numpy() if "face_boxes" in batch else None
-            rows.append(self._row(name, seeds[k], task, captions[name], videos[k], real[k], boxes, latents[k]))
-            known.append({"sample_id": name, "scores": _pairs(judge.measure(real[k], real[k][0], boxes))})
-        return Result(as_tables({"samples": rows, "real": known}, _TABLES), amount=count * batch.frames / 25)
-
-    def _pixels(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 [B, F, H, W, 3]."""
-        with torch.inference_mode():
-            return pixels.to_bytes(self.codec.decode(latents.to(self.device).float()))
-
-    def _row(
-        self, name: str, seed: int, task: str, caption: str, video: np.ndarray, real: np.ndarray,
-        boxes: np.ndarray | None, latents: torch.Tensor,
-    ) -> dict[str, Any]:  # fmt: skip
-        model = self.config.model
-        sections = {key: strict.to_dict(getattr(model, key)) for key in ("sampler", "guidance")}
-        settings = {key: json.dumps(value, sort_keys=True) for key, value in sections.items()}
-        first = [json.dumps(aliases.as_first_named(v, key), sort_keys=True) for key, v in sections.items()]
-        ident = unit_id(self.digest, self.stage, name, task, seed, *first)[:16]
-        storage.write_bytes(str(self.folder / "latents" / f"{ident}.safetensors"), save({"latents": latents.float()}))
-        write_video(self.folder / "videos" / f"{ident}.mp4", video, None)
-        return {
-            "negative_id": ident,
-            "stage": self.stage,
-            "step": int(self.step.name.removeprefix("step-")),
-            "checkpoint_digest": self.digest,
-            "weights": self.weights,
-            "sample_id": name,
-            "dataset_digest": "",
-            "task": task,
-            "prompt": caption,
-            "prompt_hash": strict.digest(caption),
-            "audio_source": name,
-            "seed": seed,
-            **settings,
-            "phda": model.phda.schedule,
-            "scores": _pairs(judge.measure(video, real[0], boxes)),
-            "real_quantiles": [],
-            "flags": [],
-            "thumbnail": _strip(video),
-            "video_path": f"videos/{ident}.mp4",
-            "latents_path": f"latents/{ident}.safetensors",
-        }
 
 
 def gather(
@@ -224,23 +117,16 @@ def _gather(
         raise EchoForgeError(
             f"{len(outcome.quarantined)} batches could not be gathered: {outcome.quarantined[0].cause}"
         )
-    rows = [row for part in ledger.read("samples", wanted={u.id for u in units}) for row in part.to_pylist()]
-    real = [row for part in ledger.read("real", wanted={u.id for u in units}) for row in part.to_pylist()]
-    return _publish(folder, _flagged(rows, real, config, index.digest))
+    wanted = {unit.id for unit in units}
+    made, real = (
+        pa.concat_tables([schema.empty_table(), *ledger.read(name, wanted=wanted)]) for name, schema in _TABLES.items()
+    )
+    return _publish(folder, _flagged(made, real, config, index.digest))
 
 
 def _last_checkpoint(run: Path) -> str:
     last = retention.latest(run)
     return f"the last one in '{run}' is {last.name}" if last else f"'{run}' has none: {folders.found(run, 'run')}"
-
-
-def sampler_inputs(given: inputs.Inputs, prompts: Mapping[str, torch.Tensor], tokens_per_frame: float) -> SamplerInputs:
-    """What training assembles, as the sampler takes it; the prompts beside ``null`` are the negative ones."""
-    return SamplerInputs(
-        cond=given.cond, text=given.text, negatives={k: v for k, v in prompts.items() if k != "null"},
-        image=given.image, audio=given.audio, audio_valid=given.audio_valid, audio_frame0=given.audio_frame0,
-        tokens_per_frame=round(tokens_per_frame), face_mask=given.face_mask,
-    )  # fmt: skip
 
 
 def _stage(run: Path, name: str | None, config: Config) -> stages.Stage:
@@ -255,7 +141,7 @@ def _stage(run: Path, name: str | None, config: Config) -> stages.Stage:
     raise EchoForgeError(f"{what} in the configuration; its stages: {known}.")
 
 
-def _units(index: Any, stage: stages.Stage, config: Config, count: int) -> list[Unit]:
+def _units(index: SampleIndex, stage: stages.Stage, config: Config, count: int) -> list[Unit[GatherJob]]:
     """``count`` videos: the split's samples in turn, each time with a new seed, grouped by bucket and task."""
     mix = {task: w for task, w in stages.mix_of(stage.cfg, config.train.tasks).items() if task in GENERATING_TASKS}
     if not mix:
@@ -275,71 +161,40 @@ def _units(index: Any, stage: stages.Stage, config: Config, count: int) -> list[
     for (_, task, _), members in sorted(groups.items()):
         for i in range(0, len(members), size):
             part = members[i : i + size]
-            rows, seeds = [r for r, _ in part], [s for _, s in part]
-            payload = {"rows": rows, "ids": [ids[r] for r in rows], "seeds": seeds, "task": task}
-            units.append(Unit(unit_id(stage.name, task, *payload["ids"], *seeds), payload, key=f"{task} {ids[rows[0]]}",
+            rows, seeds = tuple(r for r, _ in part), tuple(s for _, s in part)
+            job = GatherJob(rows, tuple(ids[r] for r in rows), seeds, task)
+            units.append(Unit(unit_id(stage.name, task, *job.ids, *seeds), job, key=f"{task} {job.ids[0]}",
                               cost=float(len(part)), budget_s=3600.0))  # fmt: skip
     return units
 
 
-def _subset(index: Any, rows: list[int]) -> Any:
-    """The same index with only the given rows."""
-    from dataclasses import replace
-
-    table = index.table.take(pa.array(rows))
-    buckets = np.asarray(table["bucket"].to_pylist())
-    return replace(index, table=table, members={str(b): np.flatnonzero(buckets == b) for b in sorted(set(buckets))})
-
-
-def _captions(index: Any, ids: tuple[str, ...]) -> dict[str, str]:
-    """The main caption of each sample, read from its tar member."""
-    rows = {row["sample_id"]: row for row in index.table.select(["sample_id", "members"]).to_pylist()}
-    found = {}
-    for name in ids:
-        member = next((m for m in rows[name]["members"] or [] if m["ext"] == "txt"), None)
-        if member is None:
-            raise EchoForgeError(f"sample {name} of '{index.root}' has no caption; run `shards verify` on the dataset.")
-        try:
-            found[name] = dataset_files.read_member(index.root, member).decode()
-        except UnicodeDecodeError as error:
-            raise EchoForgeError(f"the caption of sample {name} of '{index.root}' is not UTF-8 text.") from error
-    return found
-
-
-def _flagged(
-    rows: list[dict[str, Any]], real: list[dict[str, Any]], config: Config, digest: str
-) -> list[dict[str, Any]]:
+def _flagged(made: pa.Table, real: pa.Table, config: Config, digest: str) -> pa.Table:
+    """The rows of all samples with their place among the real ones and their flags, by id."""
     values: dict[str, dict[str, float]] = defaultdict(dict)
-    for row in real:
-        for pair in row["scores"]:
-            values[pair["name"]][row["sample_id"]] = pair["value"]
+    for name, measured in zip(real["sample_id"].to_pylist(), _measures(real), strict=True):
+        for measure, value in measured.items():
+            values[measure][name] = value
     known = {name: list(by_sample.values()) for name, by_sample in values.items()}
     cfg = config.pipeline.gather
-    for row in rows:
-        scores = {pair["name"]: pair["value"] for pair in row["scores"]}
-        row["dataset_digest"] = digest
-        row["real_quantiles"] = _pairs(judge.real_quantiles(scores, known))
-        row["flags"] = [vars(flag) for flag in judge.flag(scores, known, cfg.quantile, cfg.margin)]
-    return sorted(rows, key=lambda row: str(row["negative_id"]))
+    scores = _measures(made)
+    flags = [[vars(flag) for flag in judge.flag(found, known, cfg.quantile, cfg.margin)] for found in scores]
+    for column, content in (
+        ("dataset_digest", [digest] * made.num_rows),
+        ("real_quantiles", pairs([judge.real_quantiles(found, known) for found in scores])),
+        ("flags", flags),
+    ):
+        field = NEGATIVES.field(column)
+        made = made.set_column(NEGATIVES.get_field_index(column), field, pa.array(content, field.type))
+    return made.sort_by("negative_id").combine_chunks()
 
 
-def _publish(folder: Path, rows: list[dict[str, Any]]) -> GatherSummary:
+def _publish(folder: Path, rows: pa.Table) -> GatherSummary:
     with disk.replacing(folder / negatives.SAMPLES_FILE) as part:
-        pq.write_table(versions.stamped(pa.Table.from_pylist(rows, schema=NEGATIVES), judge.VERSION), part)
-    issues: dict[str, int] = defaultdict(int)
-    for row in rows:
-        for flag in row["flags"]:
-            issues[flag["issue"]] += 1
-    return GatherSummary(folder, len(rows), sum(bool(row["flags"]) for row in rows), dict(issues))
+        pq.write_table(versions.stamped(rows, judge.VERSION), part)
+    flags = rows["flags"].to_pylist()
+    issues = Counter(flag["issue"] for found in flags for flag in found)
+    return GatherSummary(folder, rows.num_rows, sum(map(bool, flags)), dict(issues))
 
 
-def _pairs(values: Mapping[str, float]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": float(value)} for name, value in values.items()]
-
-
-def _strip(video: np.ndarray, count: int = 8) -> bytes:
-    import cv2
-
-    picks = video[np.linspace(0, len(video) - 1, min(count, len(video))).round().astype(int)]
-    strip = cv2.cvtColor(np.concatenate(list(picks), axis=1), cv2.COLOR_RGB2BGR)
-    return bytes(cv2.imencode(".jpg", strip, [cv2.IMWRITE_JPEG_QUALITY, 85])[1])
+def _measures(rows: pa.Table) -> list[dict[str, float]]:
+    return [{pair["name"]: pair["value"] for pair in pairs} for pairs in rows["scores"].to_pylist()]

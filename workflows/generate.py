@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from configs.folders import check_out_file
 from configs.schema import Config
 from curation.analysis import registry as curation_backends
 from curation.analysis.video import analyse_video
+from curation.clip import Clip, Rect, Track
 from curation.faces import load_detector
 from curation.media.audio import SoundReader
 from curation.media.clip_reader import read_clip
@@ -227,8 +227,7 @@ def _picture(path: Path, frames: int, config: Config) -> _Given:
     shown = _open_picture(path)
     faces = load_detector(config.curation.faces).detect(shown)
     box = max(faces, key=lambda f: float(f.box[2] - f.box[0])).box if faces else None
-    row = _row(shown.shape[1], shown.shape[0], box)
-    (width, height), rect = _fit(row, config, path)
+    (width, height), rect = _fit(_pictured(shown.shape[1], shown.shape[0], box), config, path)
     import cv2
 
     cut = shown[rect.y : rect.y + rect.h, rect.x : rect.x + rect.w]
@@ -248,24 +247,21 @@ def _video(path: Path, frames: int, task: str, config: Config) -> _Given:
     found, clips = analyse_video(Source(str(path)), config.curation, backends=backends)
     if found.verdict == "error":
         raise EchoForgeError(f"{path}: {str(found.error).rstrip('.')}; give the video that is to speak.")
-    talking = next((c for c in clips if c.tracks), None)
-    if talking is None:
+    clip = next((c for c in clips if c.tracks), None)
+    if clip is None:
         raise EchoForgeError(f"{path} has no clip with a steady face; task {task} needs one.")
-    clip = talking.to_row()
-    count = min(frames, clip["end_frame"] - clip["start_frame"])
+    count = min(frames, len(clip))
     count = max(_MIN_FRAMES, (count - 1) // 4 * 4 + 1)
-    (width, height), rect = _fit({"crop": None} | clip, config, path)  # nothing looked for text to crop away
-    start = clip["start_frame"]
+    (width, height), rect = _fit(clip, config, path)  # nothing looked for text to crop away
+    start = clip.start_frame
     seen = read_clip(
         str(path), start, start + count, width=width, height=height,
-        crop={"x": rect.x, "y": rect.y, "w": rect.w, "h": rect.h},
+        crop=asdict(rect),
     )  # fmt: skip
     track = buckets.active_track(clip)
-    boxes = {
-        name: torch.from_numpy(buckets.frame_boxes(track, name, 0, count, rect, (width, height)))
-        for name in ("mouth_boxes", "boxes")
-    }
-    return _Given(task, pixels.from_bytes(seen.frames), boxes["boxes"], boxes["mouth_boxes"])
+    face = torch.from_numpy(buckets.frame_boxes(track, "boxes", 0, count, rect, (width, height)))
+    mouth = torch.from_numpy(buckets.frame_boxes(track, "mouth_boxes", 0, count, rect, (width, height)))
+    return _Given(task, pixels.from_bytes(seen.frames), face, mouth)
 
 
 def _inputs(given: _Given, pcm: np.ndarray, prompt: str, config: Config, device: str) -> SamplerInputs:
@@ -304,14 +300,15 @@ def _open_picture(path: Path) -> np.ndarray:
             return first.picture(video.info.width, video.info.height)
 
 
-def _row(width: int, height: int, box: np.ndarray | None) -> dict[str, Any]:
-    """As much of a clip's row as choosing a bucket looks at."""
-    tracks = [] if box is None else [{"track_id": 0, "boxes": [box.tolist()], "mouth_boxes": [], "box_frames": [0]}]
-    return {"width": width, "height": height, "tracks": tracks, "active_track": 0, "letterbox": None, "crop": None}
+def _pictured(width: int, height: int, box: np.ndarray | None) -> Clip:
+    """A picture as a clip of one frame, with the face in it."""
+    face = None if box is None else Track(0, (tuple(box.tolist()),), (0,), (), 0.0, 0.0, 1.0)
+    return Clip("", "", "", 0, 1, width, height, tracks=(face,) if face else (), active_track=0)
 
 
-def _fit(row: dict[str, Any], config: Config, path: Path) -> Any:
-    fit = buckets.choose(row, config.pipeline.buckets)
+def _fit(clip: Clip, config: Config, path: Path) -> tuple[tuple[int, int], Rect]:
+    """Bucket size (width, height) and crop."""
+    fit = buckets.choose(clip, config.pipeline.buckets)
     if fit is None:
-        raise EchoForgeError(f"{path} ({row['width']}x{row['height']}) is too small for every bucket of this preset.")
+        raise EchoForgeError(f"{path} ({clip.width}x{clip.height}) is too small for every bucket of this preset.")
     return fit

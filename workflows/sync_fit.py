@@ -13,6 +13,7 @@ from curation.clip import Clip
 from curation.sync.fit import FitReport, fit_from_clips
 from curation.sync.gather import catalog_clips, usable
 from pipeline.catalog import identity, tables
+from pipeline.catalog.identity import CuratedSource
 from pipeline.catalog.located import located
 
 
@@ -45,7 +46,9 @@ def _clips(pieces: Iterator[pa.Table], videos: pa.Table, catalog: str, left_out:
         for row in located(identity.attach(piece, videos), catalog).to_pylist():
             if usable(clip := Clip.from_row(row)):
                 try:
-                    identity.check(row)
+                    identity.check(
+                        CuratedSource(clip.source_uri, clip.video_id, row["source_bytes"], row["source_tag"])
+                    )
                 except identity.WrongSource as error:
                     left_out[clip.source_uri] = str(error)
                 else:

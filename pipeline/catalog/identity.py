@@ -8,9 +8,8 @@ at the cost of reading it once per process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +26,16 @@ CAUSES = (CHANGED, GONE, UNREACHABLE)
 """How the causes begin with which a source is left out; all of them can pass, so its samples are planned again."""
 COLUMNS = ("source_bytes", "source_tag")
 """What :func:`attach` adds to clips and a planned sample carries; null where the catalog does not know."""
+
+
+@dataclass(frozen=True)
+class CuratedSource:
+    """A file as it was when it was curated; size (bytes) and tag are None where the catalog does not know."""
+
+    uri: str
+    video_id: str
+    bytes: int | None
+    tag: str | None
 
 
 class WrongSource(EchoForgeError):
@@ -49,17 +58,14 @@ def attach(clips: pa.Table, videos: pa.Table) -> pa.Table:
     return clips
 
 
-def check(row: Mapping[str, Any]) -> None:
+def check(source: CuratedSource) -> None:
     """Compare the source of a clip or planned sample with what the catalog says of it.
-
-    Args:
-        row: ``source_uri``, ``video_id`` and where known :data:`COLUMNS`.
 
     Raises:
         WrongSource: the file has other content, is gone, or its place does not answer.
     """
     try:
-        same = _same(row["source_uri"], row.get("source_bytes"), row.get("source_tag"), row["video_id"])
+        same = _same(source.uri, source.bytes, source.tag, source.video_id)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise WrongSource(GONE) from error
     except (storage.StoreError, OSError) as error:
@@ -79,10 +85,10 @@ def _same(uri: str, size: int | None, tag: str | None, video: str) -> bool:
     return _content(uri, there.size, there.tag) == video
 
 
-def intact(row: Mapping[str, Any]) -> bool:
-    """Whether :func:`check` has nothing against a row."""
+def intact(source: CuratedSource) -> bool:
+    """Whether :func:`check` has nothing against it."""
     try:
-        check(row)
+        check(source)
     except EchoForgeError:
         return False
     return True

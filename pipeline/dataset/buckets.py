@@ -7,30 +7,14 @@ Buckets keep the area and vary the aspect, so that podcast, square and portrait 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
 from configs.errors import ConfigError
+from curation.clip import Clip, Rect, Track
 from pipeline.config import BucketsConfig
-
-
-@dataclass(frozen=True)
-class Rect:
-    """A rectangle in displayed pixels."""
-
-    x: int
-    y: int
-    w: int
-    h: int
-
-    def intersect(self, other: Rect) -> Rect:
-        """The common part; empty (w or h 0) when there is none."""
-        x, y = max(self.x, other.x), max(self.y, other.y)
-        w, h = min(self.x + self.w, other.x + other.w) - x, min(self.y + self.h, other.y + other.h) - y
-        return Rect(x, y, max(w, 0), max(h, 0))
 
 
 def sizes(cfg: BucketsConfig) -> list[tuple[int, int]]:
@@ -60,39 +44,46 @@ def windows(frames: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
     return result
 
 
-def face_centre(row: Mapping[str, Any]) -> tuple[float, float] | None:
+def face_centre(clip: Clip) -> tuple[float, float] | None:
     """Centre of what the active face covers over the clip, in displayed pixels; None without a track."""
-    track = active_track(row)
+    track = active_track(clip)
     if track is None:
         return None
-    boxes = np.asarray(track["boxes"], np.float32)
+    boxes = np.asarray(track.boxes, np.float32)
     return float(boxes[:, 0].min() + boxes[:, 2].max()) / 2, float(boxes[:, 1].min() + boxes[:, 3].max()) / 2
 
 
-def active_track(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def active_track(clip: Clip) -> Track | None:
     """The track of the person who speaks; the first when none was named; None without boxes."""
-    tracks = [track for track in row["tracks"] or [] if track["boxes"]]
-    chosen = [track for track in tracks if track["track_id"] == row["active_track"]]
-    return (chosen or tracks or [None])[0]
+    tracks = [track for track in clip.tracks if track.boxes]
+    chosen = [track for track in tracks if track.track_id == clip.active_track]
+    return next(iter(chosen or tracks), None)
 
 
-def usable_region(row: Mapping[str, Any]) -> Rect:
+def usable_region(clip: Clip) -> Rect:
     """The picture of a clip without its bars and without the text that a crop removes, in displayed pixels."""
-    region = Rect(0, 0, row["width"], row["height"])
+    region = Rect(0, 0, clip.width, clip.height)
     for name in ("letterbox", "crop"):
-        if row[name] is not None:
-            region = region.intersect(Rect(**{k: row[name][k] for k in "xywh"}))
+        if isinstance(part := clip.scores.get(name), Rect):
+            region = _common(region, part)
     return region
 
 
-def choose(row: Mapping[str, Any], cfg: BucketsConfig) -> tuple[tuple[int, int], Rect] | None:
-    """Bucket size (width, height) and crop of a clip of the catalog, or None when it is too small.
+def _common(a: Rect, b: Rect) -> Rect:
+    """The part of two rectangles that both cover; empty (w or h 0) when there is none."""
+    x, y = max(a.x, b.x), max(a.y, b.y)
+    w, h = min(a.x + a.w, b.x + b.w) - x, min(a.y + a.h, b.y + b.h) - y
+    return Rect(x, y, max(w, 0), max(h, 0))
+
+
+def choose(clip: Clip, cfg: BucketsConfig) -> tuple[tuple[int, int], Rect] | None:
+    """Bucket size (width, height) and crop of a clip, or None when it is too small.
 
     The crop lies in the text-free part of the picture without its bars, has the bucket's shape to within a pixel, is
     as large as fits, and is centred on the face. Of the aspects the one that keeps most of the picture wins; of the
     areas the largest that needs no more enlargement than ``max_upscale``.
     """
-    region = usable_region(row)
+    region = usable_region(clip)
     if min(region.w, region.h) < cfg.step:
         return None
     fits = [(size, *_largest(region, size)) for size in sizes(cfg)]
@@ -106,14 +97,14 @@ def choose(row: Mapping[str, Any], cfg: BucketsConfig) -> tuple[tuple[int, int],
     # among those that keep (almost) the most of the picture, the largest
     best = [fit for fit in usable if fit[1] * fit[2] >= 0.98 * kept]
     size, _, _ = max(best, key=lambda fit: (fit[0][0] * fit[0][1], fit[1] * fit[2]))
-    return size, crop_for(row, size)
+    return size, crop_for(clip, size)
 
 
-def crop_for(row: Mapping[str, Any], size: tuple[int, int]) -> Rect:
+def crop_for(clip: Clip, size: tuple[int, int]) -> Rect:
     """The crop of a clip for a bucket size (width, height): the largest of its shape in the usable region, on the face."""
-    region = usable_region(row)
+    region = usable_region(clip)
     w, h = _largest(region, size)
-    cx, cy = face_centre(row) or (region.x + region.w / 2, region.y + region.h / 2)
+    cx, cy = face_centre(clip) or (region.x + region.w / 2, region.y + region.h / 2)
     x = min(max(round(cx - w / 2), region.x), region.x + region.w - w)
     y = min(max(round(cy - h / 2), region.y), region.y + region.h - h)
     return Rect(x, y, w, h)
@@ -124,18 +115,25 @@ def _largest(region: Rect, size: tuple[int, int]) -> tuple[int, int]:
     return max(min(round(size[0] * scale), region.w), 1), max(min(round(size[1] * scale), region.h), 1)
 
 
-def frame_boxes(track: Mapping[str, Any] | None, name: str, start: int, frames: int, crop: Rect, size: tuple[int, int],
-                max_gap: int = 25) -> np.ndarray:  # fmt: skip
+def frame_boxes(
+    track: Track | None,
+    name: Literal["boxes", "mouth_boxes"],
+    start: int,
+    frames: int,
+    crop: Rect,
+    size: tuple[int, int],
+    max_gap: int = 25,
+) -> np.ndarray:
     """Boxes of a track on every frame [start, start + frames) of its clip: float32 [F, 4] in bucket pixels.
 
     Linear between detections; NaN where the nearest detections are further apart than ``max_gap`` frames (one second:
     the tracker's own patience), more than half that before the first or after the last, or outside the crop.
     """
     out = np.full((frames, 4), np.nan, np.float32)
-    if track is None or not track.get(name):
+    if track is None or not getattr(track, name):
         return out
-    at = np.asarray(track["box_frames"], np.float64)
-    boxes = np.asarray(track[name], np.float64)
+    at = np.asarray(track.box_frames, np.float64)
+    boxes = np.asarray(getattr(track, name), np.float64)
     wanted = np.arange(start, start + frames)
     values = np.stack([np.interp(wanted, at, boxes[:, k]) for k in range(4)], 1)
     after = np.searchsorted(at, wanted)

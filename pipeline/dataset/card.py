@@ -6,16 +6,19 @@ import io
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
 
+from configs.dataset_description import Curation, Description, EncoderName
 from configs.runtime.shown import one_line
 from curation.schema import FPS
 from pipeline.dataset.files import read_member
+from pipeline.dataset.index import members_of
+from pipeline.dataset.stats import Histogram, Totals
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,68 +29,75 @@ MOST_PIXELS = 2**25
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def curation(clips: pa.Table, videos: pa.Table, used: set[str]) -> dict[str, Any]:
-    """What the card says of the catalog, as plain data: it travels in `dataset.json`, so that adding a field, merging
-    and splitting keep it.
+def curation(clips: pa.Table, videos: pa.Table, used: set[str]) -> Curation:
+    """What the card says of the catalog; it travels in `dataset.json`, so that adding a field, merging and splitting
+    keep it.
 
     Args:
         used: ids of the videos that the dataset has samples of.
     """
     columns = (clips[name].to_pylist() for name in ("verdict", "reasons", "start_frame", "end_frame"))
-    verdicts: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    verdicts: defaultdict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
     for verdict, reasons, start, end in zip(*columns, strict=True):
         rule = str((reasons or ["no reason"])[0]).split(":")[0]
-        entry = verdicts[str(verdict) if verdict == "keep" else f"{verdict}: {rule}"]
-        entry[0] += 1
-        entry[1] += ((end or 0) - (start or 0)) / FPS / 3600
-    names = [v for v in videos.select(["video_id", "source", "licence"]).to_pylist() if v["video_id"] in used]
-    origins = {v["video_id"]: [v["source"] or "unknown", v["licence"] or "unknown"] for v in names}
-    return {"verdicts": dict(sorted(verdicts.items(), key=lambda item: -item[1][0])), "origins": origins}
+        label = str(verdict) if verdict == "keep" else f"{verdict}: {rule}"
+        count, hours = verdicts[label]
+        verdicts[label] = count + 1, hours + ((end or 0) - (start or 0)) / FPS / 3600
+    ids, sources, licences = (videos[name].to_pylist() for name in ("video_id", "source", "licence"))
+    origins = {
+        video: (source or "unknown", licence or "unknown")
+        for video, source, licence in zip(ids, sources, licences, strict=True)
+        if video in used
+    }
+    return Curation(_most_first(verdicts), origins)
 
 
-def together(parts: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
+def together(parts: Sequence[Curation | None]) -> Curation:
     """:func:`curation` of several datasets in one; a catalog that two of them come from counts once."""
-    verdicts: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    origins: dict[str, list[str]] = {}
+    verdicts: defaultdict[str, tuple[float, float]] = defaultdict(lambda: (0, 0.0))
+    origins: dict[str, tuple[str, str]] = {}
     for number, part in enumerate(parts):
-        if part in parts[:number]:
+        if part is None or part in parts[:number]:
             continue
-        for label, (count, hours) in (part or {}).get("verdicts", {}).items():
-            verdicts[label] = [verdicts[label][0] + count, verdicts[label][1] + hours]
-        origins |= (part or {}).get("origins", {})
-    return {"verdicts": dict(sorted(verdicts.items(), key=lambda item: -item[1][0])), "origins": origins}
+        for label, (count, hours) in part.verdicts.items():
+            verdicts[label] = verdicts[label][0] + count, verdicts[label][1] + hours
+        origins |= part.origins
+    return Curation(_most_first(verdicts), origins)
 
 
-def dataset_card(table: pa.Table, description: dict[str, Any]) -> str:
+def _most_first(verdicts: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    return dict(sorted(verdicts.items(), key=lambda item: -item[1][0]))
+
+
+def dataset_card(table: pa.Table, description: Description, totals: Totals, made_by: str) -> str:
     """Markdown with the front matter that the hub reads.
 
     Args:
-        table: the index. description: the content of `dataset.json`.
+        table: the index. made_by: version of the program.
     """
-    curated = description.get("curation") or {"verdicts": {}, "origins": {}}
-    totals = description["totals"]
+    curated = description.curation or Curation()
     parts = [
         "---\ntask_categories: [text-to-video, image-to-video]\ntags: [webdataset, talking-human, echomimicv3]\n---",
         "# Talking-human training shards",
-        f"{totals['samples']} samples, {totals['hours']:.2f} h, from {totals['videos']} videos; {totals['tars']} tars, "
-        f"{totals['bytes'] / 1e9:.3f} GB. Made by EchoForge {_text(description['made_by'])}.",
-        _encoders(description["encoders"]),
+        f"{totals.samples} samples, {totals.hours:.2f} h, from {totals.videos} videos; {totals.tars} tars, "
+        f"{totals.bytes / 1e9:.3f} GB. Made by EchoForge {_text(made_by)}.",
+        _encoders(description.encoders or {}),
         _reading(),
-        "## Samples\n\n" + _table(("split", "samples"), totals["samples_by_split"].items())
-        + "\n\n" + _table(("bucket (width x height x frames)", "samples"), totals["samples_by_bucket"].items()),
+        "## Samples\n\n" + _table(("split", "samples"), totals.samples_by_split.items())
+        + "\n\n" + _table(("bucket (width x height x frames)", "samples"), totals.samples_by_bucket.items()),
         _storage(totals),
-        _rejections(curated["verdicts"]),
-        _licences(table, curated["origins"]),
-        _scores(totals["scores"]),
+        _rejections(curated.verdicts),
+        _licences(table, curated.origins),
+        _scores(totals.scores),
         _examples(table),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def _encoders(encoders: dict[str, dict[str, str]]) -> str:
-    rows = [(kind, item["name"], _code(item["digest"])) for kind, item in encoders.items()]
+def _encoders(encoders: Mapping[str, EncoderName]) -> str:
+    rows = [(kind, item.name, _code(item.digest)) for kind, item in encoders.items()]
     text = "## What made the tensors\n\n" + _table(("", "network", "digest"), rows)
-    if any("stand-in" in item["name"] for item in encoders.values()):
+    if any("stand-in" in item.name for item in encoders.values()):
         text += (
             "\n\n**Some of these are stand-ins without weights: good for trying the toolkit, not for a real model.**"
         )
@@ -104,15 +114,15 @@ def _reading() -> str:
     )
 
 
-def _storage(totals: dict[str, Any]) -> str:
-    samples = max(totals["samples"], 1)
+def _storage(totals: Totals) -> str:
+    samples = max(totals.samples, 1)
     rows = [
         (_code(name), f"{size / 1e6:.3f}", f"{size / samples / 1e3:.1f}")
-        for name, size in totals["bytes_by_field"].items()
+        for name, size in totals.bytes_by_field.items()
     ]
     return (
         "## Bytes\n\n" + _table(("field", "MB", "kB per sample"), rows)
-        + f"\n\nAt this rate 1,500 h take {totals['terabytes_per_1500_hours']:.3f} TB. "
+        + f"\n\nAt this rate 1,500 h take {totals.terabytes_per_1500_hours:.3f} TB. "
         "The I2V condition is stored without "
         "its first latent (the codec is causal, so it is the video's), FLF2V as its last latent only, T2V not at all; "
         "each caption once, at its true length; masks as bits on the 16-pixel grid. Latents are bf16 as they are: split into byte "
@@ -121,36 +131,27 @@ def _storage(totals: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _rejections(verdicts: dict[str, list[float]]) -> str:
+def _rejections(verdicts: Mapping[str, tuple[float, float]]) -> str:
     rows = [(label, int(count), f"{hours:.3f}") for label, (count, hours) in verdicts.items()]
     return "## What curation kept and why not\n\n" + _table(("verdict: first reason", "clips", "hours"), rows)
 
 
-def _licences(table: pa.Table, origins: dict[str, list[str]]) -> str:
+def _licences(table: pa.Table, origins: Mapping[str, tuple[str, str]]) -> str:
     hours: defaultdict[tuple[str, str], float] = defaultdict(float)
     for video, frames in zip(table["video_id"].to_pylist(), table["F"].to_pylist(), strict=True):
-        source, licence = origins.get(video, ["unknown", "unknown"])
+        source, licence = origins.get(video, ("unknown", "unknown"))
         hours[source, licence] += frames / FPS / 3600
     rows = [(source, licence, f"{h:.3f}") for (source, licence), h in sorted(hours.items())]
     return "## Licences by source\n\n" + _table(("source", "licence", "hours"), rows)
 
 
-def _scores(scores: dict[str, Any]) -> str:
+def _scores(scores: Mapping[str, Histogram]) -> str:
     rows: list[tuple[Any, ...]] = []
     for name, item in scores.items():
-        if item["measured"]:
-            top = max(item["counts"])
-            bars = "".join(_BARS[-(-8 * c // top)] for c in item["counts"])
-            rows.append(
-                (
-                    name,
-                    item["measured"],
-                    f"{item['min']:.3g}",
-                    f"{item['median']:.3g}",
-                    f"{item['max']:.3g}",
-                    _code(bars),
-                )
-            )
+        if item.counts:
+            top = max(item.counts)
+            bars = "".join(_BARS[-(-8 * c // top)] for c in item.counts)
+            rows.append((name, item.measured, f"{item.min:.3g}", f"{item.median:.3g}", f"{item.max:.3g}", _code(bars)))
         else:
             rows.append((name, 0, "", "", "", "not measured"))
     return "## Scores\n\n" + _table(("score", "samples", "min", "median", "max", "min … max"), rows)
@@ -170,8 +171,8 @@ def contact_sheet(dataset: str, table: pa.Table) -> bytes:
     """First frames of up to 24 samples, every n-th by id (ids are hashes, so drawn at random), as one JPEG."""
     from PIL import Image
 
-    rows = table.select(["members"]).take(np.unique(np.linspace(0, table.num_rows - 1, 24).astype(int))).to_pylist()
-    places = [m for row in rows for m in row["members"] if m["ext"] == "jpg"]
+    rows = table.take(np.unique(np.linspace(0, table.num_rows - 1, 24).astype(int)))
+    places = [member for _, members in members_of(rows) for member in members if member.ext == "jpg"]
     side, columns = 160, 8
     sheet = Image.new("RGB", (columns * side, -(-max(len(places), 1) // columns) * side), "white")
     for number, place in enumerate(places):

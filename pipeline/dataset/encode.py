@@ -8,8 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -35,6 +34,8 @@ from model.encoders import (
 )
 from pipeline.catalog import identity
 from pipeline.config import EncodeConfig
+from pipeline.dataset.index import AudioGrid
+from pipeline.dataset.sample import Boxes, PlannedSample
 from pipeline.dataset.tar import ShardSample
 from pipeline.dataset.texts import text_key
 
@@ -80,20 +81,33 @@ def load_encoders(model: ModelConfig, cfg: EncodeConfig) -> Encoders:
     )
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A sample that is ready to be written, and how its audio rows lie."""
+
+    sample: PlannedSample
+    written: ShardSample
+    audio: AudioGrid
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A sample that could not be read, and why."""
+
+    sample: PlannedSample
+    cause: str
+
+
 def encode_group(
-    samples: Sequence[dict[str, Any]], encoders: Encoders, cfg: EncodeConfig, context_frames: int
-) -> tuple[list[ShardSample], list[dict[str, Any]], list[dict[str, str]]]:
-    """Encode planned samples (`shard_plan.samples_of`) of one bucket.
+    samples: Sequence[PlannedSample], encoders: Encoders, cfg: EncodeConfig, context_frames: int
+) -> tuple[list[Encoded], list[LeftOut]]:
+    """Encode planned samples of one bucket.
 
     A clip that cannot be read, or whose file is not the one that was curated (`pipeline.catalog.identity`), is left out and
     named; the batches are cut from the plan before reading, so that it changes no other sample's company.
-
-    Returns:
-        (samples to write, index rows without `tensors` and `members`, failures as rows of `shard.FAILED`).
     """
-    written: list[ShardSample] = []
-    rows: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
+    encoded: list[Encoded] = []
+    failed: list[LeftOut] = []
     for first in range(0, len(samples), cfg.batch):
         stopping.check()
         batch = []
@@ -101,39 +115,36 @@ def encode_group(
             try:
                 batch.append((sample, _read(sample, cfg)))
             except (EchoForgeError, OSError) as error:
-                names = {key: sample[key] for key in ("sample_id", "video_id", "source_uri")}
-                failed.append(names | {"cause": str(error)})
+                failed.append(LeftOut(sample, str(error)))
         if batch:
             videos = torch.stack([pixels.from_bytes(clip.frames) for _, clip in batch]).to(cfg.device)
             pictures = _encode_pictures([s for s, _ in batch], videos, encoders, cfg)
             for (sample, clip), seen in zip(batch, pictures, strict=True):
                 grid, others = _encode_rest(sample, clip, encoders, cfg, context_frames)
-                tensors = seen | others
-                row = _index_row(sample, grid)
-                written.append(ShardSample(sample["sample_id"], tensors, _files(sample, clip, row, encoders, cfg)))
-                rows.append(row)
-    return written, rows, failed
+                files = _files(sample, clip, grid, encoders, cfg)
+                encoded.append(Encoded(sample, ShardSample(sample.sample_id, seen | others, files), grid))
+    return encoded, failed
 
 
-def _read(sample: dict[str, Any], cfg: EncodeConfig) -> Clip:
-    if not sample.get("stored"):  # a copy out of the dataset is no source
-        identity.check(sample)
-    start = sample["start_frame"]
+def _read(sample: PlannedSample, cfg: EncodeConfig) -> Clip:
+    if not sample.stored:  # a copy out of the dataset is no source
+        identity.check(sample.source)
+    start = sample.start_frame
     return read_clip(
-        sample["source_uri"],
+        sample.source.uri,
         start,
-        start + sample["F"],
-        width=sample["W"],
-        height=sample["H"],
-        crop=sample["crop"],
-        offset_samples=sample["offset_samples"],
+        start + sample.frames,
+        width=sample.width,
+        height=sample.height,
+        crop=asdict(sample.crop) if sample.crop else None,
+        offset_samples=sample.offset_samples,
         context_frames=cfg.sound_frames,
     )
 
 
 @torch.inference_mode()
 def _encode_pictures(
-    samples: Sequence[dict[str, Any]], videos: Tensor, encoders: Encoders, cfg: EncodeConfig
+    samples: Sequence[PlannedSample], videos: Tensor, encoders: Encoders, cfg: EncodeConfig
 ) -> list[dict[str, Tensor]]:
     """Latents, conditions and image tokens of a batch [B, 3, F, H, W]."""
     latents = _half(encoders.codec.encode(videos))
@@ -153,7 +164,7 @@ def _encode_pictures(
     for task, name in (("lip_sync", "cond_lip"), ("avatar_sync", "cond_avatar")):
         if task in cfg.tasks:
             for k, (sample, tensors) in enumerate(zip(samples, result, strict=True)):
-                boxes = _boxes(sample[masks.BOXES[task]])
+                boxes = _boxes(sample.mouth_boxes if task == "lip_sync" else sample.face_boxes)
                 tensors[name] = _half(encode_conditions(encoders.codec, videos[k : k + 1], task, boxes))[0]
     return result
 
@@ -167,26 +178,19 @@ def _same(a: Tensor, b: Tensor, what: str, other: str) -> None:
 
 @torch.inference_mode()
 def _encode_rest(
-    sample: dict[str, Any], clip: Clip, encoders: Encoders, cfg: EncodeConfig, context_frames: int
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    sample: PlannedSample, clip: Clip, encoders: Encoders, cfg: EncodeConfig, context_frames: int
+) -> tuple[AudioGrid, dict[str, Tensor]]:
     """Sound, boxes and masks of one sample; first the grid of its audio rows. (Captions: `pipeline.dataset.texts`.)"""
     tensors: dict[str, Tensor] = {}
-    lead, pcm = _existing_sound(sample["start_frame"], clip.context, cfg.sound_frames)
+    lead, pcm = _existing_sound(sample.start_frame, clip.context, cfg.sound_frames)
     features = encoders.audio.encode(pcm)
-    cut = encoders.audio.slice(features, lead, sample["F"], context_frames)
+    cut = encoders.audio.slice(features, lead, sample.frames, context_frames)
     tensors[f"audio.{encoders.audio.variant}"] = _half(cut.tokens)
-    for part in ("face", "mouth"):
-        boxes = _boxes(sample[f"{part}_boxes"])
+    for part, planned in (("face", sample.face_boxes), ("mouth", sample.mouth_boxes)):
+        boxes = _boxes(planned)
         tensors[f"{part}_boxes"] = boxes
-        tensors[f"{part}_mask"] = masks.pack_bits(masks.box_grid(boxes, sample["F"], sample["H"], sample["W"]))
-    grid = {
-        "variant": encoders.audio.variant,
-        "tokens_per_frame": float(cut.tokens_per_frame),
-        "frame0": cut.frame0,
-        "valid_from": cut.valid[0],
-        "valid_to": cut.valid[1],
-    }
-    return grid, tensors
+        tensors[f"{part}_mask"] = masks.pack_bits(masks.box_grid(boxes, sample.frames, sample.height, sample.width))
+    return AudioGrid(encoders.audio.variant, float(cut.tokens_per_frame), cut.frame0, *cut.valid), tensors
 
 
 def _existing_sound(start_frame: int, context: np.ndarray, frames: int) -> tuple[int, np.ndarray]:
@@ -202,7 +206,7 @@ def _existing_sound(start_frame: int, context: np.ndarray, frames: int) -> tuple
     return frames - missing, inside[:last].reshape(-1)
 
 
-def _boxes(rows: list[list[float] | None]) -> Tensor:
+def _boxes(rows: Boxes) -> Tensor:
     return torch.tensor([[float("nan")] * 4 if row is None else row for row in rows], dtype=torch.float32)
 
 
@@ -210,31 +214,30 @@ def _half(tensor: Tensor) -> Tensor:
     return tensor.to(torch.bfloat16).cpu()
 
 
-def _index_row(sample: dict[str, Any], grid: dict[str, Any]) -> dict[str, Any]:
-    from pipeline.dataset.plan import CARRIED
-
-    keys = ("sample_id", "clip_id", "video_id", "bucket", "split", "F", "H", "W", *CARRIED)
-    return {key: sample[key] for key in keys} | {"audio": [grid]}
-
-
 def _files(
-    sample: dict[str, Any], clip: Clip, row: dict[str, Any], encoders: Encoders, cfg: EncodeConfig
+    sample: PlannedSample, clip: Clip, audio: AudioGrid, encoders: Encoders, cfg: EncodeConfig
 ) -> dict[str, bytes]:
     """The members beside the tensors, as bytes by extension."""
-    keys = ("clip_id", "video_id", "source_uri", "start_frame", "crop", "offset_samples", "captions")
-    scores = {key: value for key, value in row.items() if isinstance(value, float)}
+    names = ("sample_id", "clip_id", "bucket", "split", "speaker", "tier", "start_frame", "offset_samples", "captions")
+    grid = asdict(audio)
     meta = {
-        **{key: sample[key] for key in ("sample_id", "bucket", "split", "F", "H", "W", "speaker", "tier", *keys)},
+        **{name: getattr(sample, name) for name in names},
+        "video_id": sample.source.video_id,
+        "source_uri": sample.source.uri,
+        "F": sample.frames,
+        "H": sample.height,
+        "W": sample.width,
+        "crop": asdict(sample.crop) if sample.crop else None,
         "fps": 25,
-        "scores": scores,
-        "text_keys": [text_key(text, encoders.text.digest) for text in sample["captions"]],
-        "audio": {grid["variant"]: {k: v for k, v in grid.items() if k != "variant"} for grid in row["audio"]},
+        "scores": {name: value for name, value in sample.scores.items() if isinstance(value, float)},
+        "text_keys": [text_key(text, encoders.text.digest) for text in sample.captions],
+        "audio": {grid.pop("variant"): grid},
         "encoders": encoders.digests,
         "has_sound": bool(clip.has_sound),
     }
     files = {
         "json": json.dumps(meta, sort_keys=True, ensure_ascii=False, indent=1).encode(),
-        "txt": sample["captions"][0].encode(),
+        "txt": sample.captions[0].encode(),
         "jpg": _jpeg(clip.frames[0], cfg.jpeg_quality),
         "flac": _flac(clip.pcm),
     }

@@ -20,13 +20,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from configs import dataset_files, members
+from configs.dataset_description import Description
 from configs.dataset_files import Damaged, Digests, FileDigest
 from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
 from configs.paths import is_remote
 from pipeline import storage
-from pipeline.dataset import plan as shard_plan
-from pipeline.dataset.index import scan
+from pipeline.dataset import sample
+from pipeline.dataset.index import Found, MemberEntry, scan
+from pipeline.dataset.sample import PLAN
 from pipeline.dataset.tar import ShardSample, write_tar
 
 TARS = pa.schema([("path", pa.string()), ("size", pa.int64()), ("sha256", pa.string())])
@@ -68,14 +70,14 @@ def read_index(dataset: str, *, unfinished: Collection[str] = ()) -> pa.Table:
     return dataset_files.check_rows(table, dataset)
 
 
-def read_description(dataset: str, *, unfinished: Collection[str] = ()) -> dict[str, Any]:
+def read_description(dataset: str, *, unfinished: Collection[str] = ()) -> Description:
     """`dataset.json`.
 
     Raises:
         EchoForgeError: there is none, or it is damaged.
     """
     data = read_small(dataset, DATASET_FILE, unfinished=unfinished)
-    return dataset_files.parse_description(data, dataset)
+    return Description.parse(data, dataset)
 
 
 def read_prompts(dataset: str, *, unfinished: Collection[str] = ()) -> bytes:
@@ -132,7 +134,7 @@ def exists(dataset: str, name: str) -> bool:
 
 
 def read_plans(dataset: str) -> dict[str, pa.Table]:
-    """Generation → its plan (`shard_plan.PLAN`), in order.
+    """Generation → its plan (`sample.PLAN`), in order.
 
     Raises:
         Damaged: one is not what was written, or plans a tar outside the dataset.
@@ -146,7 +148,7 @@ def read_plans(dataset: str) -> dict[str, pa.Table]:
             raise Damaged(dataset, name, str(error)) from error
         if digests is not None and name in digests.files:
             digests.check(dataset, name, data)
-        plan = dataset_files.parse_table(data, dataset, name, shard_plan.PLAN)
+        plan = dataset_files.parse_table(data, dataset, name, PLAN)
         try:
             _check_plan(plan)
         except (ValueError, KeyError, TypeError, RecursionError, members.BadMember) as error:
@@ -164,12 +166,7 @@ def _check_plan(plan: pa.Table) -> None:
     for tar in plan["tar"].unique().to_pylist():
         dataset_files.check_tar(tar)
     for sample_id, text in zip(plan["sample_id"].to_pylist(), plan["sample"].to_pylist(), strict=True):
-        sample = json.loads(text)
-        captions = sample["captions"]
-        if sample["sample_id"] != sample_id or not sample_id.isalnum() or not isinstance(sample["video_id"], str):
-            raise ValueError("it is about another sample")
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise ValueError("its captions are no list of texts")
+        sample.check(text, sample_id)
 
 
 @contextlib.contextmanager
@@ -187,13 +184,13 @@ def opened(dataset: str, name: str) -> Iterator[IO[bytes]]:
             yield stream
 
 
-def read_member(dataset: str, item: Mapping[str, Any]) -> bytes:
-    """The bytes of one member (an entry of the column ``members``), compared with its digest where the index has one.
+def read_member(dataset: str, item: MemberEntry) -> bytes:
+    """The bytes of one member, compared with its digest where the index has one.
 
     Raises:
         EchoForgeError: it leads out of the dataset, past the end of its tar, or its bytes are others.
     """
-    tar, offset, length = item["tar"], item["offset"], item["length"]
+    tar, offset, length = item.tar, item.offset, item.length
     try:
         if is_remote(dataset):
             url = storage.join(dataset, members.relative(tar))
@@ -203,9 +200,9 @@ def read_member(dataset: str, item: Mapping[str, Any]) -> bytes:
             data = members.read_range(storage.local(dataset), tar, offset, length)
     except OSError as error:
         raise EchoForgeError(f"the tar {tar} of '{dataset}' cannot be read ({error.strerror or error}).") from error
-    if (digest := item.get("sha256")) and hashlib.sha256(data).hexdigest()[:16] != digest:
+    if (digest := item.sha256) and hashlib.sha256(data).hexdigest()[:16] != digest:
         raise EchoForgeError(
-            f"member '.{item['ext']}' at byte {offset} of {tar} in '{dataset}' is not what was written (sha256 differs); "
+            f"member '.{item.ext}' at byte {offset} of {tar} in '{dataset}' is not what was written (sha256 differs); "
             "`shards verify` names all that is damaged."
         )
     return data
@@ -230,13 +227,11 @@ class Hashing(io.BufferedWriter):
         return FileDigest(self._size, self._sha256.hexdigest())
 
 
-def save_tar(
-    dataset: str, tar: str, samples: Iterable[ShardSample]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def save_tar(dataset: str, tar: str, samples: Iterable[ShardSample]) -> tuple[dict[str, Found], pa.Table]:
     """Write one tar of a dataset; it is there whole or not at all.
 
     Returns:
-        (what `index_writer.scan` finds in it, its row of :data:`TARS`).
+        (what `index.scan` finds in it, its row of :data:`TARS`).
     """
     check_target(dataset, tar)
     with storage.writing(storage.join(dataset, tar)) as path:
@@ -244,7 +239,8 @@ def save_tar(
             write_tar(stream, samples)
         with path.open("rb") as written:
             found = scan(written, tar)
-    return found, tar_row(tar, stream.digest)
+    digest = stream.digest
+    return found, pa.table([[tar], [digest.size], [digest.sha256]], schema=TARS)
 
 
 def copy_tar(source: str, tar: str, target: str, as_tar: str, known: FileDigest | None) -> FileDigest:
@@ -278,11 +274,6 @@ def check_target(dataset: str, name: str) -> None:
         members.relative(name)
     else:
         members.check(storage.local(dataset), name)
-
-
-def tar_row(tar: str, digest: FileDigest) -> dict[str, Any]:
-    """A row of :data:`TARS`."""
-    return {"path": tar, "size": digest.size, "sha256": digest.sha256}
 
 
 def tar_digests(tables: Iterable[pa.Table]) -> dict[str, FileDigest]:

@@ -6,9 +6,9 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from safetensors import SafetensorError
@@ -19,10 +19,11 @@ from configs.errors import EchoForgeError
 from configs.runtime.shown import one_line
 from curation.media.clip_writer import write_video
 from model import conditions, masks, pixels
-from model.codecs import load_codec
+from model.codecs import Codec, load_codec
 from model.config import ModelConfig
 from pipeline import storage
 from pipeline.dataset.files import read_index, read_member
+from pipeline.dataset.index import TensorEntry, members_of
 
 COLUMNS = 6
 """Frames shown in a row of the picture."""
@@ -34,7 +35,7 @@ class Inspection:
 
     video: Path
     picture: Path
-    facts: dict[str, Any]
+    facts: dict[str, str]
 
     def __str__(self) -> str:
         return "\n".join([f"{self.video}\n{self.picture}", *(f"{key}: {value}" for key, value in self.facts.items())])
@@ -50,22 +51,25 @@ def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspe
     """
     row = _find(dataset, sample_id)
     folders.check_out_folder(out)
-    files = {member["ext"]: read_member(dataset, member) for member in row["members"]}
+    ((found, members),) = members_of(row)
+    files = {member.ext: read_member(dataset, member) for member in members}
     codec = load_codec(model.codec)
-    facts = {key: row[key] for key in ("sample_id", "clip_id", "video_id", "bucket", "split", "tier", "verdict")}
+    shown = ("sample_id", "clip_id", "video_id", "bucket", "split", "tier", "verdict")
+    facts = {name: str(row[name][0].as_py()) for name in shown}
     try:
         rows = _pictures(load_safetensors(files["safetensors"]), codec)
         sound = _sound(files)
-        facts |= {"caption": files["txt"].decode(), "source": json.loads(files["json"]).get("source_uri")}
+        facts |= {"caption": files["txt"].decode(), "source": str(json.loads(files["json"]).get("source_uri"))}
     except _UNREADABLE as error:
         raise EchoForgeError(
-            f"sample {row['sample_id']} of '{dataset}' cannot be decoded ({type(error).__name__}: {one_line(error)}); "
+            f"sample {found} of '{dataset}' cannot be decoded ({type(error).__name__}: {one_line(error)}); "
             "`shards verify` says what is damaged."
         ) from error
-    facts |= {t["name"]: f"{t['dtype']} {t['shape']}" for t in row["tensors"]}
+    tensors = (TensorEntry(**item) for item in row["tensors"][0].as_py())
+    facts |= {tensor.name: f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors}
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    video, picture = folder / f"{row['sample_id']}.mp4", folder / f"{row['sample_id']}.png"
+    video, picture = folder / f"{found}.mp4", folder / f"{found}.png"
     write_video(video, rows[0], sound)
     storage.write_bytes(str(picture), _png(rows))
     return Inspection(video, picture, facts)
@@ -75,7 +79,7 @@ _UNREADABLE = (SafetensorError, KeyError, ValueError, TypeError, IndexError, Att
 """What decoding raises when a sample holds something else than `shard` writes (RecursionError is a RuntimeError)."""
 
 
-def _pictures(tensors: dict[str, torch.Tensor], codec: Any) -> list[np.ndarray]:
+def _pictures(tensors: dict[str, torch.Tensor], codec: Codec) -> list[np.ndarray]:
     """What the rows of the picture show, uint8 [F, H, W, 3] each; the decoded video first."""
     latents = tensors["latents"].float()
     frames = _decode(codec, latents)
@@ -90,16 +94,17 @@ def _pictures(tensors: dict[str, torch.Tensor], codec: Any) -> list[np.ndarray]:
     return [*rows, _with_boxes(frames, tensors)]
 
 
-def _find(dataset: str, sample_id: str) -> dict[str, Any]:
+def _find(dataset: str, sample_id: str) -> pa.Table:
+    """The one row of the index whose id begins so."""
     table = read_index(dataset)
     found = table.filter(pc.starts_with(table["sample_id"], sample_id))
     if found.num_rows != 1:
         many = f"{found.num_rows} samples start" if found.num_rows else "no sample starts"
         raise EchoForgeError(f"{many} with '{sample_id}' in '{dataset}'; ids are in the column sample_id of its index.")
-    return dict(found.to_pylist()[0])
+    return found
 
 
-def _decode(codec: Any, latents: torch.Tensor) -> np.ndarray:
+def _decode(codec: Codec, latents: torch.Tensor) -> np.ndarray:
     return pixels.to_bytes(codec.decode(latents[None])[0])
 
 

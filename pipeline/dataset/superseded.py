@@ -7,18 +7,16 @@ thresholds come back, so does the old sample.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import pyarrow as pa
 
 from configs.dataset_schema import INDEX, SUPERSEDED
-from pipeline.dataset import buckets
-
-_VIDEO = re.compile(r'"video_id": "([^"\\]*)"')
+from curation.clip import Clip
+from pipeline.dataset import buckets, sample
+from pipeline.dataset.plan import kept_clips
+from pipeline.dataset.sample import PlannedSample
 
 
 def compare(plans: Iterable[pa.Table], planned: pa.Table, clips: pa.Table, videos: Iterable[str]) -> dict[str, bool]:
@@ -28,15 +26,14 @@ def compare(plans: Iterable[pa.Table], planned: pa.Table, clips: pa.Table, video
     catalog says nothing about it (the video may be an error today, or be curated in other spans here).
 
     Args:
-        plans: of all generations (`shard_plan.PLAN`).
-        planned: the kept clips that this run plans (within ``--limit``).
+        plans: of all generations (`sample.PLAN`).
+        planned: the kept clips that this run plans (within ``--limit``), as `plan.kept_clips` takes them.
         clips: all clips of the catalog (`catalog.CLIPS`).
         videos: ids of the videos that this run answers for. Samples of other videos are left out, as are those of
             clips that the catalog holds but this run does not plan: their verdict is the catalog's.
     """
     mine, known = set(videos), set(clips["clip_id"].to_pylist())
-    columns = ["clip_id", "offset_samples", "width", "height", "letterbox", "crop", "tracks", "active_track"]
-    rows = {row["clip_id"]: row for row in planned.select(columns).to_pylist()}
+    kept = {item.clip.clip_id: item.clip for item in kept_clips(planned)}
     spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
     places = (clips[name].to_pylist() for name in ("video_id", "start_frame", "end_frame"))
     for video, start, end in zip(*places, strict=True):
@@ -44,27 +41,27 @@ def compare(plans: Iterable[pa.Table], planned: pa.Table, clips: pa.Table, video
     found: dict[str, bool] = {}
     for plan in plans:
         for text in plan["sample"].to_pylist():
-            if (video := _VIDEO.search(text)) and video[1] not in mine:  # parsing is the slow part
+            if (video := sample.video_id(text)) not in mine:  # parsing is the slow part
                 continue
-            sample = json.loads(text)
-            clip = sample["clip_id"]
-            if clip in rows:
-                found[sample["sample_id"]] = _differs(sample, rows[clip])
-            elif clip not in known:
-                first, end = sample["start_frame"], sample["start_frame"] + sample["F"]
-                if any(start < end and first < last for start, last in spans[sample["video_id"]]):
-                    found[sample["sample_id"]] = True
+            made = PlannedSample.from_json(text)
+            clip = kept.get(made.clip_id)
+            if clip is not None:
+                found[made.sample_id] = _differs(made, clip)
+            elif made.clip_id not in known:
+                first, end = made.start_frame, made.start_frame + made.frames
+                if any(start < end and first < last for start, last in spans[video]):
+                    found[made.sample_id] = True
     return found
 
 
-def _differs(sample: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+def _differs(made: PlannedSample, clip: Clip) -> bool:
     """Would the sound be corrected otherwise, or the picture cropped otherwise for the same size?
 
     Other sizes and lengths of the same clip are other buckets of it, and no other version.
     """
-    if sample["offset_samples"] != (row["offset_samples"] or 0):
+    if made.offset_samples != ((clip.decision.offset_samples if clip.decision else None) or 0):
         return True
-    return buckets.crop_for(row, (sample["W"], sample["H"])) != buckets.Rect(**sample["crop"])
+    return buckets.crop_for(clip, (made.width, made.height)) != made.crop
 
 
 def mark(index: pa.Table, compared: Mapping[str, bool]) -> pa.Table:

@@ -9,18 +9,21 @@ the loader does not notice.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import chain
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from configs.dataset_schema import INDEX
 from model.encoders import TextEncoder
 from pipeline.dataset.files import save_tar
+from pipeline.dataset.lists import joined
+from pipeline.dataset.sample import captions
 from pipeline.dataset.tar import ShardSample
-from pipeline.engine.unit import Unit, unit_id
+from pipeline.engine.unit import Result, Unit, unit_id
 
 TEXTS = pa.schema([("key", pa.string()), ("tensor", INDEX.field("tensors").type.value_type)])
 FOLDER = "texts"
@@ -30,12 +33,20 @@ BUDGET_PER_TEXT_S = 30.0
 """A text takes milliseconds on a GPU and seconds on a CPU."""
 
 
+@dataclass(frozen=True)
+class TextJob:
+    """Texts that go into one tar (relative to the dataset)."""
+
+    tar: str
+    texts: tuple[str, ...]
+
+
 def text_key(text: str, encoder: str) -> str:
     """16 hex digits of the sha256 of a text and of the encoder's digest."""
     return hashlib.sha256(f"{encoder}:{text}".encode()).hexdigest()[:16]
 
 
-def text_units(plans: Mapping[str, pa.Table], encoder: str) -> list[Unit]:
+def text_units(plans: Mapping[str, pa.Table], encoder: str) -> list[Unit[TextJob]]:
     """What must be encoded: per generation, the texts that no earlier generation has, in a fixed order."""
     known: set[str] = set()
     units = []
@@ -45,11 +56,11 @@ def text_units(plans: Mapping[str, pa.Table], encoder: str) -> list[Unit]:
         known |= set(keys)
         for number, first in enumerate(range(0, len(keys), PER_TAR)):
             tar = f"{generation}/{FOLDER}/texts-{number:06d}.tar"
-            texts = [fresh[key] for key in keys[first : first + PER_TAR]]
+            texts = tuple(fresh[key] for key in keys[first : first + PER_TAR])
             units.append(
                 Unit(
                     id=unit_id(tar, *texts),
-                    payload={"tar": tar, "texts": texts},
+                    payload=TextJob(tar, texts),
                     key=tar,
                     cost=0.1 * len(texts),
                     budget_s=BUDGET_PER_TEXT_S * (len(texts) + 1),
@@ -58,47 +69,62 @@ def text_units(plans: Mapping[str, pa.Table], encoder: str) -> list[Unit]:
     return units
 
 
-def captions(sample: str) -> list[str]:
-    """The captions of a planned sample (JSON)."""
-    return list(json.loads(sample)["captions"])
-
-
-def encode_texts(out: str, tar: str, texts: Sequence[str], encoder: TextEncoder) -> dict[str, list[dict[str, Any]]]:
-    """Encode ``texts`` in batches and write their tar; returns the rows of :data:`TEXTS` and of `dataset.TARS`."""
-    keys = [text_key(text, encoder.digest) for text in texts]
+def encode_texts(out: str, job: TextJob, encoder: TextEncoder) -> Result:
+    """Encode the texts of a job in batches and write their tar; returns tables :data:`TEXTS` and `files.TARS`."""
+    keys = [text_key(text, encoder.digest) for text in job.texts]
     rows: list[torch.Tensor] = []
     with torch.inference_mode():
-        for first in range(0, len(texts), PER_BATCH):
-            rows += encoder.encode(texts[first : first + PER_BATCH])
+        for first in range(0, len(keys), PER_BATCH):
+            rows += encoder.encode(job.texts[first : first + PER_BATCH])
     samples = (
         ShardSample(key, {"text": row.to(torch.bfloat16).cpu()}, {"txt": text.encode()})
-        for key, text, row in zip(keys, texts, rows, strict=True)
+        for key, text, row in zip(keys, job.texts, rows, strict=True)
     )
-    found, written = save_tar(out, tar, samples)
-    return {"texts": [{"key": key, "tensor": found[key]["tensors"][0]} for key in keys], "tars": [written]}
+    found, written = save_tar(out, job.tar, samples)
+    tensors = [asdict(found[key].tensors[0]) for key in keys]
+    return Result(
+        {"texts": pa.table([keys, pa.array(tensors, TEXTS.field("tensor").type)], schema=TEXTS), "tars": written}
+    )
 
 
 def join_texts(
-    rows: list[dict[str, Any]], plans: Iterable[pa.Table], tables: Iterable[pa.Table], encoder: str
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Give index rows their ``text.k`` tensors.
+    rows: pa.Table, plans: Iterable[pa.Table], tables: Iterable[pa.Table], encoder: str
+) -> tuple[pa.Table, list[str]]:
+    """Give rows of the index their ``text.k`` tensors.
 
     Returns:
         (the rows whose texts are all there, one sentence for each that is left out).
     """
-    where = {row["key"]: row["tensor"] for table in tables for row in table.to_pylist()}
-    said = {
-        sample_id: captions(sample)
+    texts = pa.concat_tables([TEXTS.empty_table(), *tables]).combine_chunks()
+    where = {key: row for row, key in enumerate(texts["key"].to_pylist())}
+    keys = {
+        name: [text_key(text, encoder) for text in captions(text)]
         for plan in plans
-        for sample_id, sample in zip(plan["sample_id"].to_pylist(), plan["sample"].to_pylist(), strict=True)
+        for name, text in zip(plan["sample_id"].to_pylist(), plan["sample"].to_pylist(), strict=True)
     }
-    complete, left = [], []
-    for row in rows:
-        found = [where.get(text_key(text, encoder)) for text in said[row["sample_id"]]]
-        if None in found:
-            left.append(f"sample {row['sample_id']}: its caption could not be encoded; `shard` tries it again")
-            continue
-        tensors = [tensor | {"name": f"text.{k}"} for k, tensor in enumerate(found) if tensor is not None]
-        lens = [tensor["shape"][0] for tensor in tensors]
-        complete.append(row | {"tensors": [*row["tensors"], *tensors], "n_captions": len(lens), "text_lens": lens})
-    return complete, left
+    names = rows["sample_id"].to_pylist()
+    whole = [all(key in where for key in keys[name]) for name in names]
+    left = [
+        f"sample {name}: its caption could not be encoded; `shard` tries it again"
+        for name, complete in zip(names, whole, strict=True)
+        if not complete
+    ]
+    rows = rows.filter(pa.array(whole, pa.bool_()))
+    found = [[where[key] for key in keys[name]] for name, complete in zip(names, whole, strict=True) if complete]
+    counts = np.array([len(places) for places in found], np.int64)
+    tensors = texts["tensor"].combine_chunks().take(pa.array(list(chain.from_iterable(found)), pa.int64()))
+    named = _named(tensors, [f"text.{k}" for count in counts for k in range(count)])
+    lengths = pa.array([shape[0] for shape in tensors.field("shape").to_pylist()], pa.int32())
+    for name, column in (
+        ("tensors", joined(rows["tensors"], np.repeat(np.arange(len(counts)), counts), named, "name")),
+        ("n_captions", pa.array(counts, pa.int32())),
+        ("text_lens", pa.ListArray.from_arrays(pa.array(np.cumsum([0, *counts]), pa.int32()), lengths)),
+    ):
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
+    return rows, left
+
+
+def _named(tensors: pa.StructArray, names: list[str]) -> pa.StructArray:
+    fields = list(tensors.type)
+    parts = [pa.array(names, pa.string()) if field.name == "name" else tensors.field(field.name) for field in fields]
+    return pa.StructArray.from_arrays(parts, fields=fields)

@@ -12,13 +12,14 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass, field, fields, replace
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 
 from configs import dataset_files, members
+from configs.dataset_description import Description
 from configs.dataset_files import Damaged, Digests, FileDigest
 from configs.dataset_schema import CARD_FILE, DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMPTS_FILE
 from configs.errors import EchoForgeError
@@ -26,7 +27,7 @@ from configs.runtime import stopping
 from configs.runtime.shown import one_line
 from pipeline import listing
 from pipeline.dataset import files
-from pipeline.dataset.index import scan
+from pipeline.dataset.index import Found, MemberEntry, TensorEntry, scan
 
 MAX_MEMBER = 2**32
 """Bytes of one member; a real one has tens of megabytes."""
@@ -73,6 +74,17 @@ class VerifyReport:
         head = f"{self.dataset}: {self.tars} tars, {self.samples} samples, {self.tensors} tensors: "
         outcome = "all right" if self.ok else f"{len(self.problems)} problems"
         return "\n".join([head + outcome, *map(str, self.problems), *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass
+class Expected:
+    """What the index says of the part of a sample that lies in one tar."""
+
+    sample_id: str
+    bucket: str | None
+    size: tuple[int | None, int | None, int | None]  # F, H, W
+    tensors: dict[str, TensorEntry] = field(default_factory=dict)
+    members: dict[str, MemberEntry] = field(default_factory=dict)
 
 
 def verify(dataset: str) -> VerifyReport:
@@ -140,7 +152,7 @@ def _small_files(dataset: str, digests: Digests | None, report: VerifyReport) ->
                 report.notes.append(f"{name} is not as it was written; people may edit it")
             else:
                 report.problems.append(Problem(name, "", str(error)))
-    parsers = ((DATASET_FILE, dataset_files.parse_description), (PROMPTS_FILE, dataset_files.check_prompts))
+    parsers = ((DATASET_FILE, Description.parse), (PROMPTS_FILE, dataset_files.check_prompts))
     for name, parse in parsers:  # a digest may be right and the content wrong all the same
         if any(problem.tar == name for problem in report.problems):
             continue
@@ -152,9 +164,7 @@ def _small_files(dataset: str, digests: Digests | None, report: VerifyReport) ->
             report.problems.append(Problem(name, "", str(error)))
 
 
-def _tar(
-    dataset: str, tar: str, samples: dict[str, dict[str, Any]], digests: Digests | None, report: VerifyReport
-) -> None:
+def _tar(dataset: str, tar: str, samples: dict[str, Expected], digests: Digests | None, report: VerifyReport) -> None:
     """Compare one tar with its digest and with the index."""
     known = digests.files.get(tar) if digests else None
     before = len(report.problems)
@@ -164,7 +174,7 @@ def _tar(
             whole = known is None or _digest(stream) == known
             trusted = known is not None and whole
             found = scan(stream, tar, sha256=not trusted)
-            shared = {t["offset"]: t for one in found.values() for t in one["tensors"]}
+            shared = {tensor.offset: tensor for one in found.values() for tensor in one.tensors}
             for sample, expected in samples.items():
                 for what in _sample(stream, found.get(sample), shared, expected, report):
                     report.problems.append(Problem(tar, sample, what))
@@ -204,67 +214,79 @@ def _strangers(dataset: str, tars: set[str], digests: Digests | None, report: Ve
         report.notes.append(f"no part of the dataset: {shown}{more}")
 
 
-def _by_tar(rows: pa.Table, report: VerifyReport) -> dict[str, dict[str, dict[str, Any]]]:
-    wanted: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    for row in rows.to_pylist():
-        sample = str(row["sample_id"])
-        if not row["tensors"]:
-            report.problems.append(Problem(INDEX_FILE, sample, "its row names no tensors"))
-        for kind in ("tensors", "members"):
-            for item in row[kind] or []:
-                try:
-                    tar = dataset_files.check_tar((item or {}).get("tar"))
-                except members.BadMember:
-                    where = str((item or {}).get("tar"))
-                    report.problems.append(Problem(where, sample, "the tar lies outside the dataset, or is no tar"))
-                    continue
-                entry = wanted[tar].setdefault(sample, {"tensors": {}, "members": {}, "row": row})
-                entry[kind][item["name" if kind == "tensors" else "ext"]] = item
+def _by_tar(rows: pa.Table, report: VerifyReport) -> dict[str, dict[str, Expected]]:
+    """Tar → sample id → what the index says lies there."""
+    wanted: dict[str, dict[str, Expected]] = defaultdict(dict)
+    columns = (rows[name].to_pylist() for name in ("sample_id", "bucket", "F", "H", "W", "tensors", "members"))
+    for name, bucket, frames, height, width, tensors, held in zip(*columns, strict=True):
+        blank = Expected(str(name), bucket, (frames, height, width))
+        if not tensors:
+            report.problems.append(Problem(INDEX_FILE, blank.sample_id, "its row names no tensors"))
+        for item in tensors or ():
+            if expected := _at((item or {}).get("tar"), wanted, blank, report):
+                expected.tensors[item["name"]] = TensorEntry(**item)
+        for item in held or ():
+            if expected := _at((item or {}).get("tar"), wanted, blank, report):
+                expected.members[item["ext"]] = MemberEntry(**item)
     return wanted
 
 
+def _at(tar: object, wanted: dict[str, dict[str, Expected]], blank: Expected, report: VerifyReport) -> Expected | None:
+    """The part of a sample in ``tar``; None, with a problem, where that can be no tar of a dataset."""
+    try:
+        samples = wanted[dataset_files.check_tar(tar)]
+    except members.BadMember:
+        what = "the tar lies outside the dataset, or is no tar"
+        report.problems.append(Problem(str(tar), blank.sample_id, what))
+        return None
+    return samples.setdefault(blank.sample_id, replace(blank, tensors={}, members={}))
+
+
 def _sample(
-    stream: IO[bytes],
-    found: dict[str, Any] | None,
-    shared: dict[int, dict[str, Any]],
-    expected: dict[str, Any],
-    report: VerifyReport,
+    stream: IO[bytes], found: Found | None, shared: dict[int, TensorEntry], expected: Expected, report: VerifyReport
 ) -> Iterator[str]:
     """``found``: what the tar holds under the sample's id; ``shared``: all its tensors by place (texts have other ids)."""
-    borrowed = found is None and not expected["members"] and all(map(_is_text, expected["tensors"]))
+    borrowed = found is None and not expected.members and all(map(_is_text, expected.tensors))
     if found is None and not borrowed:
         yield "it is not in the tar"
         return
-    tensors = {item["name"]: item for item in found["tensors"]} if found else {}
-    for name, item in expected["tensors"].items():
+    tensors = {tensor.name: tensor for tensor in found.tensors} if found else {}
+    for name, tensor in expected.tensors.items():
         report.tensors += 1
         here = tensors.get(name)
-        if borrowed and (at := shared.get(item["offset"])) is not None:
-            here = at | {"name": name}
+        if borrowed and (at := shared.get(tensor.offset)) is not None:
+            here = replace(at, name=name)
         if here is None:
             yield f"tensor '{name}' is not in the tar"
-        elif keys := _differing(here, item):
+        elif keys := _differing(here, tensor):
             yield f"tensor '{name}' differs from the index in {', '.join(keys)}"
-        elif not name.endswith("_boxes") and not _finite(stream, item):
+        elif not name.endswith("_boxes") and not _finite(stream, tensor):
             yield f"tensor '{name}' holds NaN or infinite values"
-    there = {item["ext"]: item for item in found["members"]} if found else {}
-    for ext, item in expected["members"].items():
-        here = there.get(ext)
-        if here is None or ((keys := _differing(here, item)) and keys != ["sha256"]):
-            yield f"member '.{ext}' is not where the index says"
-        elif keys:
-            yield f"member '.{ext}' differs from the index in sha256"
-        elif item["length"] > MAX_MEMBER:
-            yield f"member '.{ext}' has {item['length']} bytes"
-        elif ext in ("json", "txt"):
-            yield from _text(stream, ext, item, expected["row"]["sample_id"])
+    yield from _members(stream, found, expected)
     yield from _shapes(expected)
 
 
-def _differing(here: dict[str, Any], item: dict[str, Any]) -> list[str]:
+def _members(stream: IO[bytes], found: Found | None, expected: Expected) -> Iterator[str]:
+    there = {member.ext: member for member in found.members} if found else {}
+    for ext, member in expected.members.items():
+        here = there.get(ext)
+        if here is None or ((keys := _differing(here, member)) and keys != ["sha256"]):
+            yield f"member '.{ext}' is not where the index says"
+        elif keys:
+            yield f"member '.{ext}' differs from the index in sha256"
+        elif member.length > MAX_MEMBER:
+            yield f"member '.{ext}' has {member.length} bytes"
+        elif ext in ("json", "txt"):
+            yield from _text(stream, member, expected.sample_id)
+
+
+def _differing(here: TensorEntry | MemberEntry, there: TensorEntry | MemberEntry) -> list[str]:
     """In what an entry of the index differs from what the tar holds; digests that either lacks are not compared."""
-    lacking = {key for key in ("sha256", "xxh3") if not here.get(key) or not item.get(key)}
-    return [key for key in item if key not in lacking and here.get(key) != item[key]]
+    names = [item.name for item in fields(there)]
+    lacking = {
+        name for name in names if name in ("sha256", "xxh3") and not (getattr(here, name) and getattr(there, name))
+    }
+    return [name for name in names if name not in lacking and getattr(here, name) != getattr(there, name)]
 
 
 def _is_text(name: object) -> bool:
@@ -272,37 +294,37 @@ def _is_text(name: object) -> bool:
     return str(name).startswith("text.")
 
 
-def _text(stream: IO[bytes], ext: str, item: dict[str, Any], sample: str) -> Iterator[str]:
-    stream.seek(item["offset"])
+def _text(stream: IO[bytes], member: MemberEntry, sample: str) -> Iterator[str]:
+    stream.seek(member.offset)
     try:
-        text = stream.read(item["length"]).decode("utf-8")
-        if ext == "json" and json.loads(text).get("sample_id") != sample:
+        text = stream.read(member.length).decode("utf-8")
+        if member.ext == "json" and json.loads(text).get("sample_id") != sample:
             yield "its .json is about another sample"
     except (ValueError, AttributeError, RecursionError):
-        yield f"its .{ext} cannot be read"
+        yield f"its .{member.ext} cannot be read"
 
 
-def _shapes(expected: dict[str, Any]) -> Iterator[str]:
-    row = expected["row"]
-    if None in (row["F"], row["H"], row["W"]):
+def _shapes(expected: Expected) -> Iterator[str]:
+    frames, height, width = expected.size
+    if frames is None or height is None or width is None:
         yield "its size is missing in the index"
         return
-    t, h, w = 1 + (row["F"] - 1) // 4, row["H"] // 8, row["W"] // 8
+    t, h, w = 1 + (frames - 1) // 4, height // 8, width // 8
     want = {"latents": (t, h, w), "cond_i2v": (t - 1, h, w), "cond_flf2v_last": (1, h, w), "cond_lip": (t, h, w),
             "cond_avatar": (t, h, w)}  # fmt: skip
     for name, shape in want.items():
-        item = expected["tensors"].get(name)
-        if item is not None and tuple(item["shape"] or ())[1:] != shape:
-            yield f"tensor '{name}' is {item['shape']}, but its bucket {row['bucket']} wants {[16, *shape]}"
+        tensor = expected.tensors.get(name)
+        if tensor is not None and tensor.shape[1:] != shape:
+            yield f"tensor '{name}' is {list(tensor.shape)}, but its bucket {expected.bucket} wants {[16, *shape]}"
 
 
-def _finite(stream: IO[bytes], item: dict[str, Any]) -> bool:
-    stream.seek(item["offset"])
-    data = stream.read(item["length"])
-    if item["dtype"] == "BF16":
+def _finite(stream: IO[bytes], tensor: TensorEntry) -> bool:
+    stream.seek(tensor.offset)
+    data = stream.read(tensor.length)
+    if tensor.dtype == "BF16":
         return bool(((np.frombuffer(data, "<u2") & 0x7F80) != 0x7F80).all())  # an exponent of ones: NaN or infinite
-    if item["dtype"] in ("F16", "F32", "F64"):
-        return bool(np.isfinite(np.frombuffer(data, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[item["dtype"]])).all())
+    if kind := {"F16": "<f2", "F32": "<f4", "F64": "<f8"}.get(tensor.dtype):
+        return bool(np.isfinite(np.frombuffer(data, kind)).all())
     return True
 
 

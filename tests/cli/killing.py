@@ -68,7 +68,7 @@ def main() -> None:
     """Answer until standard input ends."""
     sys.path.insert(0, str(ROOT))
     import cli  # noqa: F401
-    from pipeline.dataset import edit, shard  # noqa: F401
+    from pipeline.dataset import add, edit, shard  # noqa: F401
     from workflows import cycle, gather, generate  # noqa: F401
 
     for line in sys.stdin:

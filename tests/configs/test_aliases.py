@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from configs import aliases, schema, strict
 from configs.aliases import Removed, Renamed
+from configs.dataset_description import Description, EncoderName
 from configs.errors import ConfigError
-from pipeline.dataset import edit
+from pipeline.dataset.settings import read_described
 from train.checkpoints import loading
 from train.checkpoints.info import CheckpointInfo
 
@@ -112,8 +113,9 @@ def test_a_checkpoint_of_an_older_version_is_understood(tmp_path: Path) -> None:
 def test_a_dataset_of_an_older_version_is_understood(tmp_path: Path) -> None:
     encoders = {"codec": {"name": "x", "digest": "d"}}
     (tmp_path / "dataset.json").write_text(json.dumps({"encoders": encoders, "settings": {"read": {"batch": 3}}}))
-    found = edit._description(str(tmp_path))
-    assert found == {"encoders": encoders, "plans": [], "settings": {"loader": {"global_batch": 3}}}
+    found = read_described(str(tmp_path))
+    settings = {"loader": {"global_batch": 3}}
+    assert found == Description(encoders={"codec": EncoderName("x", "d")}, plans=(), settings=settings)
 
 
 def test_new_names_exist() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 
 from configs.errors import ConfigError
 from configs.schema import load
+from curation.clip import Clip, Rect, Track
 from pipeline.dataset import buckets, plan
 
 REAL = load("wan2.1-fun-1.3b").pipeline
 
 
-def row(width: int, height: int, box: list[float] | None = None, **more: Any) -> dict[str, Any]:
-    track = {"track_id": 0, "boxes": [box], "box_frames": [0], "mouth_boxes": [box]}
-    return {
-        "width": width, "height": height, "tracks": [track] if box else [], "active_track": 0,
-        "letterbox": None, "crop": None, **more,
-    }  # fmt: skip
+def track(boxes: Sequence[Sequence[float]], at: Sequence[int] = (0,), mouth: Sequence[Sequence[float]] = ()) -> Track:
+    faces, mouths = (tuple(map(tuple, found)) for found in (boxes, mouth))
+    return Track(0, faces, tuple(at), mouths, size_px=0, jitter=0, frac_present=1)  # type: ignore[arg-type]
+
+
+def clip(width: int, height: int, box: list[float] | None = None, **scores: Rect) -> Clip:
+    tracks = (track([box], mouth=[box]),) if box else ()
+    return Clip("c", "v", "v.mp4", 0, 1, width, height, tracks=tracks, active_track=0, scores=scores)
 
 
 def test_sizes_keep_the_area_and_fit_codec_and_patches() -> None:
@@ -38,7 +41,7 @@ def test_sizes_keep_the_area_and_fit_codec_and_patches() -> None:
     ("width", "height", "aspect"), [(1920, 1080, 26 / 15), (1080, 1920, 15 / 26), (1080, 1080, 1), (1440, 1080, 4 / 3)]
 )
 def test_podcast_portrait_and_square_keep_their_shape(width: int, height: int, aspect: float) -> None:
-    (w, h), crop = buckets.choose(row(width, height), REAL.buckets)  # type: ignore[misc]
+    (w, h), crop = buckets.choose(clip(width, height), REAL.buckets)  # type: ignore[misc]
     assert w / h == pytest.approx(aspect, rel=0.04) and crop.w * crop.h > 0.9 * width * height
 
 
@@ -49,7 +52,7 @@ def test_a_crop_lies_inside_is_not_stretched_and_holds_the_face_s_centre(
 ) -> None:
     size = share * min(width, height)
     left, top = x * (width - size), y * (height - size)
-    chosen = buckets.choose(row(width, height, [left, top, left + size, top + size]), REAL.buckets)
+    chosen = buckets.choose(clip(width, height, [left, top, left + size, top + size]), REAL.buckets)
     if chosen is None:
         assert min(width, height) < 512, "a side of the smallest square"
         return
@@ -60,9 +63,8 @@ def test_a_crop_lies_inside_is_not_stretched_and_holds_the_face_s_centre(
 
 
 def test_bars_and_letters_are_cut_away() -> None:
-    bars = {"x": 0, "y": 140, "w": 1920, "h": 800}
-    clean = {"x": 0, "y": 0, "w": 1920, "h": 820}
-    _, crop = buckets.choose(row(1920, 1080, letterbox=bars, crop=clean), REAL.buckets)  # type: ignore[misc]
+    bars, clean = Rect(0, 140, 1920, 800), Rect(0, 0, 1920, 820)
+    _, crop = buckets.choose(clip(1920, 1080, letterbox=bars, crop=clean), REAL.buckets)  # type: ignore[misc]
     assert crop.y >= 140 and crop.y + crop.h <= 820
 
 
@@ -72,8 +74,8 @@ def test_windows_are_the_longest_first_and_never_overlap() -> None:
 
 
 def test_boxes_are_linear_between_detections_and_absent_in_gaps() -> None:
-    track = {"boxes": [[0, 0, 10, 10], [10, 0, 20, 10], [10, 0, 20, 10]], "box_frames": [0, 10, 90]}
-    found = buckets.frame_boxes(track, "boxes", 0, 100, buckets.Rect(0, 0, 100, 100), (200, 200))
+    face = track([[0, 0, 10, 10], [10, 0, 20, 10], [10, 0, 20, 10]], [0, 10, 90])
+    found = buckets.frame_boxes(face, "boxes", 0, 100, Rect(0, 0, 100, 100), (200, 200))
     assert found[5].tolist() == [10, 0, 30, 20]
     assert np.isnan(found[50]).all() and not np.isnan(found[[0, 10, 90]]).any()
 
@@ -81,14 +83,14 @@ def test_boxes_are_linear_between_detections_and_absent_in_gaps() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from([None, "ann", "bob", "cem"])), min_size=2, max_size=60))
 def test_a_person_is_in_one_split_also_in_later_generations(pairs: list[tuple[int, str | None]]) -> None:
-    clips = [{"video_id": f"v{video}", "speaker": speaker} for video, speaker in pairs]
-    group_of, split_of = plan.split_groups(clips, REAL.shards, {})
-    for clip in clips:
-        for other in clips:
-            if clip["speaker"] and clip["speaker"] == other["speaker"]:
-                assert group_of[clip["video_id"]] == group_of[other["video_id"]]
+    speakers = [(f"v{video}", speaker) for video, speaker in pairs]
+    group_of, split_of = plan.split_groups(speakers, REAL.shards, {})
+    for video, speaker in speakers:
+        for other, same in speakers:
+            if speaker and speaker == same:
+                assert group_of[video] == group_of[other]
     taken = {video: split_of[group] for video, group in group_of.items()}
-    later, again = plan.split_groups([*clips, {"video_id": "new", "speaker": None}], REAL.shards, taken)
+    later, again = plan.split_groups([*speakers, ("new", None)], REAL.shards, taken)
     assert all(again[later[video]] == split for video, split in taken.items())
 
 
@@ -96,6 +98,6 @@ def test_a_person_is_in_one_split_also_in_later_generations(pairs: list[tuple[in
 def test_few_videos_fill_the_splits_in_the_order_of_their_use(count: int) -> None:
     """With four videos `train` found no validation sample and stopped."""
     for series in range(50):
-        clips = [{"video_id": f"{series}-{number}", "speaker": None} for number in range(count)]
-        filled = set(plan.split_groups(clips, REAL.shards, {})[1].values())
+        speakers = [(f"{series}-{number}", None) for number in range(count)]
+        filled = set(plan.split_groups(speakers, REAL.shards, {})[1].values())
         assert filled >= set(plan.SMALL_FIRST[:count])

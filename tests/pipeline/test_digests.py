@@ -23,6 +23,7 @@ from configs.dataset_schema import DATASET_FILE, DIGESTS_FILE, INDEX_FILE, PROMP
 from configs.errors import EchoForgeError
 from pipeline import storage
 from pipeline.dataset import edit
+from pipeline.dataset.add import add as add_field
 from pipeline.dataset.files import read_digests, read_index
 from pipeline.dataset.shard import shard
 from pipeline.dataset.verify import verify
@@ -40,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("digests")
     make_catalog(root, 3)
     shard(str(root / "catalog"), str(root / "dataset"), CONFIG, inline=True)
-    edit.add(str(root / "dataset"), FIELD, CONFIG, inline=True)
+    add_field(str(root / "dataset"), FIELD, CONFIG, inline=True)
     return root
 
 
@@ -123,7 +124,7 @@ def test_a_dataset_without_digests_is_read_and_verify_says_what_it_could_not_che
     assert len(open_index(dataset, split="train", keep=KeepConfig()))
     assert edit.split(str(dataset), str(dataset.parent / "copy")) == rows.num_rows
     assert verify(str(dataset.parent / "copy")).notes == []  # the copies were hashed on their way
-    edit.add(str(dataset), FIELD, CONFIG, inline=True)
+    add_field(str(dataset), FIELD, CONFIG, inline=True)
     report = verify(str(dataset))
     assert report.ok and "no digest is known" in report.notes[0]
     assert {INDEX_FILE, PROMPTS_FILE, DATASET_FILE, f"fields/{FIELD}.parquet"} <= read_digests(
@@ -176,7 +177,7 @@ def commands(world: Path, out: Path) -> dict[str, Callable[[], Any]]:
     fewer, more = str(out / "fewer"), str(out / "more")
     return {
         "shard": lambda: shard(str(world / "catalog"), more, CONFIG, inline=True),
-        "shards add": lambda: edit.add(more, FIELD, CONFIG, inline=True),
+        "shards add": lambda: add_field(more, FIELD, CONFIG, inline=True),
         "shards split": lambda: edit.split(more, fewer),
     }
 
@@ -236,7 +237,7 @@ def test_a_damaged_plan_is_one_sentence(world: Path, dataset: Path, damage: byte
     (dataset / "gen-000" / "plan.parquet").write_bytes(damage)
     for work in (
         lambda: shard(str(world / "catalog"), str(dataset), CONFIG, inline=True),
-        lambda: edit.add(str(dataset), FIELD, CONFIG, inline=True),
+        lambda: add_field(str(dataset), FIELD, CONFIG, inline=True),
     ):
         with pytest.raises(EchoForgeError, match=r"gen-000/plan.parquet .* copy"):
             work()
@@ -249,13 +250,13 @@ def test_a_plan_from_a_stranger_writes_nothing_outside(dataset: Path, tmp_path: 
     tars = pa.array(["../../outside/shard-000000.tar"] * plan.num_rows)
     pq.write_table(plan.set_column(1, "tar", tars), path)
     with pytest.raises(EchoForgeError, match="lies outside"):
-        edit.add(str(dataset), "cond_lip", CONFIG, inline=True)
+        add_field(str(dataset), "cond_lip", CONFIG, inline=True)
     pq.write_table(plan, path)
     (dataset / "gen-000").rename(tmp_path / "elsewhere")
     (dataset / "gen-000").symlink_to(tmp_path / "elsewhere")
     before = sorted((tmp_path / "elsewhere").rglob("*"))
     with pytest.raises(EchoForgeError):
-        edit.add(str(dataset), "cond_lip", CONFIG, inline=True)
+        add_field(str(dataset), "cond_lip", CONFIG, inline=True)
     assert before == sorted((tmp_path / "elsewhere").rglob("*"))
 
 

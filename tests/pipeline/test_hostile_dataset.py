@@ -41,8 +41,8 @@ from train.data.index import open_index
 from train.data.inputs import read_prompts
 from train.data.loader import Loader
 from train.data.streaming import stream
-from workflows import gather
-from workflows.gather import _captions
+from workflows import gather_worker
+from workflows.gather_worker import _captions
 
 CONFIG = schema.load("tiny")
 BUCKET = "64x64x9"
@@ -397,7 +397,7 @@ def test_a_source_that_never_ends_is_not_hashed(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for place in ("/dev/zero", str(tmp_path / "pipe")):
         with pytest.raises(identity.WrongSource, match="not a regular file"):
-            identity.check({"source_uri": place, "video_id": "0" * 16})
+            identity.check(identity.CuratedSource(place, "0" * 16, None, None))
 
 
 # ------------------------------------------------------------------------------------------------ conditions of negatives
@@ -449,12 +449,12 @@ def test_a_row_without_a_name_or_a_place_is_damage(
 def test_a_worker_that_gathers_reads_the_index_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path / "dataset", "negatives")
     read: list[str] = []
-    monkeypatch.setattr(gather, "load_network", lambda *_: None)
-    monkeypatch.setattr(gather, "load_codec", lambda *_: None)
-    monkeypatch.setattr(gather, "Loader", lambda *_, **given: pytest.fail(f"{len(given['index'])} rows"))
-    monkeypatch.setattr(gather, "open_index", lambda *a, **k: (read.append("once"), open_index(*a, **k))[1])
-    worker = gather.GatherWorker(CONFIG, str(root), tmp_path / "step-000001", "n", "ema", tmp_path)
+    monkeypatch.setattr(gather_worker, "load_network", lambda *_: None)
+    monkeypatch.setattr(gather_worker, "load_codec", lambda *_: None)
+    monkeypatch.setattr(gather_worker, "Loader", lambda *_, **given: pytest.fail(f"{len(given['index'])} rows"))
+    monkeypatch.setattr(gather_worker, "open_index", lambda *a, **k: (read.append("once"), open_index(*a, **k))[1])
+    worker = gather_worker.GatherWorker(CONFIG, str(root), tmp_path / "step-000001", "n", "ema", tmp_path)
     for row in (0, 1):
         with pytest.raises(pytest.fail.Exception, match="1 rows"):
-            worker.run({"rows": [row], "ids": [_ids(root)[row]], "seeds": [1], "task": "i2v"})
+            worker.run(gather_worker.GatherJob((row,), (_ids(root)[row],), (1,), "i2v"))
     assert read == ["once"]

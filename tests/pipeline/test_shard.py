@@ -34,7 +34,7 @@ from model import conditions, masks
 from pipeline import storage
 from pipeline.catalog import identity
 from pipeline.catalog.relocate import relocate
-from pipeline.dataset import edit
+from pipeline.dataset.add import add as add_field
 from pipeline.dataset.encode import load_encoders
 from pipeline.dataset.files import read_index
 from pipeline.dataset.shard import shard
@@ -191,14 +191,14 @@ def test_a_second_run_encodes_nothing_and_another_gives_the_same_bytes(world: Pa
 def test_a_killed_run_resumes_without_encoding_what_is_committed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.dataset.shard import ShardWorker
+    from pipeline.dataset.jobs import Job, ShardWorker
 
     honest, seen = ShardWorker.run, []
 
-    def dies(self: ShardWorker, payload: dict) -> object:  # type: ignore[type-arg]
+    def dies(self: ShardWorker, payload: Job) -> object:
         if len(seen) == 2:
             raise KeyboardInterrupt
-        seen.append(payload["tar"])
+        seen.append(payload.tar)
         return honest(self, payload)
 
     config = schema.load("tiny", ["shards.target_mb=1", "execution.commit_units=1"])
@@ -464,7 +464,7 @@ def test_a_source_that_is_back_is_encoded_and_one_that_stays_away_is_planned_onc
         summary = shard(str(where), str(out), CONFIG, inline=True)
         assert not summary.failed and summary.samples == 3 and clips_in(out) == {clip["clip_id"] for clip in clips}
     assert before.items() < digests(out).items() and verify(str(out)).ok
-    assert edit.add(str(out), "cond_avatar", CONFIG, inline=True) == 3 and verify(str(out)).ok
+    assert add_field(str(out), "cond_avatar", CONFIG, inline=True) == 3 and verify(str(out)).ok
 
 
 def test_sync_fit_leaves_out_a_file_that_was_replaced_and_says_so(world: Path, tmp_path: Path) -> None:
@@ -567,7 +567,7 @@ def test_verify_inspect_and_add(world: Path, tmp_path: Path) -> None:
     few, out = make_catalog(world, 3, "tools"), tmp_path / "d"
     shard(str(few), str(out), CONFIG, inline=True)
     before = digests(out)
-    assert edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
+    assert add_field(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
     assert before.items() < digests(out).items()
     shard(str(few), str(out), CONFIG, inline=True)  # the field stays when the index is made again
     report = verify(str(out))
@@ -684,7 +684,7 @@ def test_a_condition_is_made_from_the_stored_video_when_the_source_is_gone(world
     shard(str(few), str(out), CONFIG, inline=True)
     for row in rows:
         Path(row["source_uri"]).unlink()
-    assert edit.add(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
+    assert add_field(str(out), "cond_avatar", CONFIG, inline=True) == pq.read_table(out / INDEX_FILE).num_rows
     assert verify(str(out)).ok
     with Loader(str(out), CONFIG.train.loader, seed=0, global_batch=1, tasks=("avatar_sync", "i2v")) as loader:
         batch = next(loader)

@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -129,7 +130,7 @@ def dataset(tmp_path: Path) -> Path:
     for path in root.rglob("*.tar"):
         with path.open("rb") as file:
             found |= scan(file, path.relative_to(root).as_posix())
-    updated = [row | found[row["sample_id"]] for row in rows.to_pylist()]
+    updated = [row | asdict(found[row["sample_id"]]) for row in rows.to_pylist()]
     pq.write_table(type(rows).from_pylist(updated, schema=rows.schema), root / INDEX_FILE)
     return root
 

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import torch
 
 from configs import dataset_files, members
-from configs.dataset_schema import DATASET_FILE, INDEX, SPLITS, SUPERSEDED
+from configs.dataset_description import Description
+from configs.dataset_schema import DATASET_FILE, SPLITS, SUPERSEDED, scores
 from configs.errors import EchoForgeError
 from train.config import KeepConfig
 from train.data.remote import file_size, read_file
@@ -198,9 +199,9 @@ def keep_mask(table: pa.Table, keep: KeepConfig) -> pa.ChunkedArray:
         mask = pc.and_(mask, pc.is_in(table.column("tier"), pa.array(keep.tiers, pa.string())))
     for bounds, compare in ((keep.at_least, pc.greater_equal), (keep.at_most, pc.less_equal)):
         for name, value in bounds.items():
-            if name not in table.column_names or not pa.types.is_floating(INDEX.field(name).type):
-                known = ", ".join(f.name for f in INDEX if pa.types.is_floating(f.type))
-                raise EchoForgeError(f"loader.keep names the score '{name}', which is not in the index ({known}).")
+            if name not in (known := scores(table.schema)):
+                shown = ", ".join(known)
+                raise EchoForgeError(f"loader.keep names the score '{name}', which is not in the index ({shown}).")
             mask = pc.and_(mask, pc.fill_null(compare(table.column(name), value), False))
     if keep.skip:
         mask = pc.and_(mask, pc.invert(pc.is_in(table.column("sample_id"), pa.array(keep.skip, pa.string()))))
@@ -219,8 +220,8 @@ def made_with(root: str) -> str | None:
         return None
     except OSError as error:
         raise dataset_files.Damaged(root, DATASET_FILE, str(error)) from error
-    made = dataset_files.parse_description(data, root).get("made_with")
-    return str(made["preset"]) if made else None
+    made = Description.parse(data, root).made_with
+    return made.preset if made else None
 
 
 def fetcher(root: str) -> dataset_files.Fetch:

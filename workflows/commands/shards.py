@@ -58,7 +58,7 @@ def add_field(
     inline: Inline = False,
 ) -> None:
     """Encode one more field for every sample, into new tars beside the old ones."""
-    from pipeline.dataset.edit import add
+    from pipeline.dataset.add import add
     from pipeline.engine.progress import Progress
 
     config, watcher = load_config(ctx, preset, set_), Progress(field, "tars")
