@@ -77,9 +77,10 @@ class CurateWorker:
     def _analyse(self, source: Source, payload: CurateJob) -> Analysis:
         if payload.earlier:
             unit, where = payload.earlier
-            rows = reuse.rows(unit, where.part, TABLES)
-            if rows is not None and len(rows["videos"]) == 1:
-                before = Video.from_row(rows["videos"][0]), tuple(Clip.from_row(row) for row in rows["clips"])
+            found = reuse.tables(unit, where.part, TABLES)
+            if found is not None and found["videos"].num_rows == 1:
+                (video,) = map(Video.from_row, found["videos"].to_pylist())
+                before = video, tuple(map(Clip.from_row, found["clips"].to_pylist()))
                 return analyse_changed(source, self._cfg, backends=self._backends, run=where.run, before=before)
         return analyse_video(source, self._cfg, backends=self._backends)
 

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import parquet, storage
 from pipeline.engine.ledger import Ledger, ledgers, read_parameters
@@ -53,17 +53,17 @@ def find(ledger: Ledger, units: Iterable[Unit], outdated: Outdated) -> dict[str,
     return found
 
 
-def rows(unit: str, part: str, tables: Iterable[str]) -> dict[str, list[dict[str, Any]]] | None:
+def tables(unit: str, part: str, names: Iterable[str]) -> dict[str, pa.Table] | None:
     """The rows of one unit in a part file, by table; None when the file or the unit is gone, or cannot be read now."""
     try:
         group, at = _place(part).get(unit, (-1, -1))
         if group < 0:
             return None
         with parquet.opened(part) as file:
-            row = file.read_row_group(group, columns=list(tables)).slice(at, 1).to_pylist()[0]
+            one = file.read_row_group(group, columns=list(names)).slice(at, 1)
     except (OSError, pa.ArrowException):
         return None
-    return {name: row[name] or [] for name in tables}
+    return {name: pa.Table.from_struct_array(pc.list_flatten(one[name].combine_chunks())) for name in names}
 
 
 @lru_cache(maxsize=64)
