@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
@@ -101,3 +101,13 @@ class Cost:
     share: float
     rate: str
     spent: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is shown of the run that decided a catalog; null and empty where the catalog does not know."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)  # CPU seconds by operator
+    video_seconds: float = 0.0  # of the videos analysed
+    version: str | None = None
+    config_digest: str | None = None

@@ -21,8 +21,18 @@ from curation.config import CurationConfig
 from curation.decision.reasons import reason
 from curation.decision.rules import rules
 from curation.report.charts import WhatIf, failed_rules, histogram, only_this, what_if
-from curation.report.content import Bar, Cell, Collection, Cost, Distribution, Sheet, Step, Tile, Unreadable
-from curation.report.facts import RunFacts
+from curation.report.content import (
+    Bar,
+    Cell,
+    Collection,
+    Cost,
+    Distribution,
+    RunFacts,
+    Sheet,
+    Step,
+    Tile,
+    Unreadable,
+)
 from curation.schema import CLIPS, FPS
 
 _SHEET = 6  # borderline clips shown per rule

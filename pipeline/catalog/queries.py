@@ -13,7 +13,6 @@ from curation.clip import Clip
 from curation.config import CurationConfig
 from curation.decision.decide import RuleResult
 from curation.decision.decide import explain as explain_row
-from curation.report.facts import RunFacts
 from curation.report.page import render
 from curation.schema import CLIPS, FPS, VIDEOS
 from pipeline import storage
@@ -169,7 +168,7 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
     if out is not None:
         folders.check_out_file(out, (".html",))
         videos, clips, run = read_whole(catalog_dir, None, LIGHT)
-        storage.write_bytes(out, render(videos, clips, cfg, RunFacts.from_json(run.saved)).encode())
+        storage.write_bytes(out, render(videos, clips, cfg, run.facts()).encode())
         return out
     with lease.locked(catalog_dir, "catalog", "catalog report", make=False):
         return _report(catalog_dir, cfg)
@@ -178,7 +177,7 @@ def report(catalog_dir: str, out: str | None, cfg: CurationConfig) -> str:
 def _report(catalog_dir: str, cfg: CurationConfig) -> str:
     """:func:`report` into the catalog, which is locked: ``tables.json`` names the report."""
     videos, clips, run = read_whole(catalog_dir, None, LIGHT)
-    page = render(videos, clips, cfg, RunFacts.from_json(run.saved))
+    page = render(videos, clips, cfg, run.facts())
     target, now = storage.join(catalog_dir, REPORT_FILE), generation.current(catalog_dir)
     if now is None:
         storage.write_bytes(target, page.encode())

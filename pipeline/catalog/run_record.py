@@ -16,6 +16,7 @@ from typing import Any
 from configs import schema, strict
 from configs.runtime.redaction import redact_address
 from curation.analysis.stages import decides
+from curation.report.content import RunFacts
 from pipeline.engine.version import code_version
 
 Setting = bool | int | float | str | Sequence[Any] | None
@@ -65,6 +66,13 @@ class RunRecord:
         if own is not None:
             kept.setdefault("as_curated", _deciding(own))
         return RunRecord(kept)
+
+    def facts(self) -> RunFacts:
+        """What the report shows of the run."""
+        run = self.saved
+        return RunFacts(
+            run.get("seconds") or {}, run.get("video_seconds") or 0.0, run.get("version"), run.get("config_digest")
+        )
 
     def decided_with(self, config: schema.Config) -> RunRecord:
         """The record with what the tables are decided with, and by which version, now."""

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from configs import schema
 from configs.runtime.program import command
 from curation.decision.reasons import CATALOG, reason
-from curation.report.facts import RunFacts
 from curation.report.page import render
 from curation.schema import VERDICTS
 from pipeline.catalog.run_record import RunRecord
@@ -173,7 +172,7 @@ def describing(config: schema.Config, record: RunRecord) -> Describe:
 
     def describe(videos: pa.Table, clips: pa.Table) -> About:
         run = record.decided_with(config)
-        return About(run, render(videos, clips, config.curation, RunFacts.from_json(run.saved)))
+        return About(run, render(videos, clips, config.curation, run.facts()))
 
     return describe
 

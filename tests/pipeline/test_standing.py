@@ -23,6 +23,7 @@ from curation.decision.rules import rules
 from curation.schema import CLIPS, VIDEOS, table
 from pipeline.catalog import queries
 from pipeline.catalog.generation import Change
+from pipeline.catalog.run_record import RunRecord
 from pipeline.catalog.summary import describing, standing, summarise
 from pipeline.catalog.writer import decide
 from pipeline.dataset.shard import shard
@@ -44,7 +45,7 @@ def make(folder: Path, clips: list[dict[str, Any]], broken: int = 0, *overrides:
     with Change(out, None) as change:
         for name, rows in zip(("videos", "clips"), decided, strict=True):
             change.add(name, rows)
-        change.commit(*describing(config, {})(*decided))
+        change.commit(*describing(config, RunRecord())(*decided))
     return str(summarise(out, *decided, len(videos), 1.0, [], f"{out}/report.html", config.preset))
 
 

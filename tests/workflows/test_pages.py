@@ -23,7 +23,7 @@ from PIL import Image
 from configs import reviews, schema
 from configs.dataset_schema import NEGATIVES
 from curation.report import page as report
-from curation.report.facts import RunFacts
+from curation.report.content import RunFacts
 from curation.review import page, spreadsheet, tables
 from curation.schema import CLIPS, VIDEOS
 from pipeline.dataset import card
@@ -205,8 +205,8 @@ def test_report_and_demo_show_hostile_text(browser: Any, tmp_path: Path) -> None
         [{"clip_id": text, "video_id": "v", "source_uri": f"/x/{text}", "start_frame": 0, "end_frame": 50, "verdict": "reject",
           "reasons": [f"{text}:x"], "sharpness": value} for value in (0.0, 900.0, np.nan, np.inf)], schema=CLIPS,
     )  # fmt: skip
-    run = {"version": text, "config_digest": text, "seconds": {text: 1.0}, "video_seconds": 1.0}
-    html = report.render(videos, clips, schema.load("tiny").curation, RunFacts.from_json(run))
+    run = RunFacts({text: 1.0}, 1.0, version=text, config_digest=text)
+    html = report.render(videos, clips, schema.load("tiny").curation, run)
     (tmp_path / "report.html").write_text(html, "utf-8", "replace")
     picture = demo_page.jpeg_uri(np.zeros((8, 8, 3), np.uint8))
     video(tmp_path / "good.mp4")
