@@ -133,6 +133,17 @@ class Clip:
         """The track of the speaking face."""
         return None if self.active_track is None else self.tracks[self.active_track]
 
+    def number(self, column: str) -> float | None:
+        """A score that is a number; None: not measured.
+
+        Raises:
+            TypeError: the column holds something else.
+        """
+        value = self.scores.get(column)
+        if value is not None and not isinstance(value, (int, float)):
+            raise TypeError(f"{column} is no number: {value!r}")
+        return value
+
     def scored(self, scores: Scores) -> Clip:
         """The clip with what operators wrote into their columns; None: not measured.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+MOST_LINES = 350
+MOST_LINES_OF_THE_COMMAND_LINE = 300
 ALLOWED = {
     "configs": set(),
     "curation": {"configs"},
@@ -22,6 +25,21 @@ ALLOWED = {
 OURS = {*ALLOWED, "cli", "benchmarks", "tests"}
 # The root of the configuration gathers the sections of every package; nothing else below imports it.
 EXCEPTIONS = {"configs/schema.py"}
+EDGES = {
+    "configs/strict.py": "mappings of YAML and JSON → dataclasses, and back",
+    "configs/schema.py": "presets: YAML → the configuration",
+    "configs/aliases.py": "renamed keys of such mappings",
+    "configs/difference.py": "two saved configurations, perhaps of two versions, as their files hold them",
+    "configs/dataset_description.py": "dataset.json",
+    "curation/clip.py": "rows of the catalog's tables → clips, tracks and videos, and back",
+    "curation/schema.py": "rows → Arrow tables of the catalog",
+    "pipeline/catalog/run_record.py": "run.json, and the configuration saved in it",
+    "pipeline/engine/rows.py": "rows of a worker → Arrow tables",
+    "pipeline/engine/seal.py": "JSON files with their own digest",
+    "train/checkpoints/files.py": "JSON files of a run",
+    "train/checkpoints/info.py": "what a checkpoint says of itself",
+}
+"""Modules that may take and give rows as dictionaries, and why: what is read from JSON, YAML or Arrow becomes a type there."""
 THIRD_PARTY_OF_TRAINING = {"torch", "numpy", "safetensors", "yaml", "pyarrow"}
 
 
@@ -101,3 +119,90 @@ print("together")
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert "together" in result.stdout, result.stderr[-2000:]
+
+
+def _files() -> list[Path]:
+    """Every Python file outside the tests."""
+    folders = (*ALLOWED, "benchmarks")
+    return [ROOT / "cli.py", *(path for name in folders for path in sorted((ROOT / name).rglob("*.py")))]
+
+
+def _loose(annotation: ast.expr, aliases: set[str]) -> bool:
+    """Does an annotation hold a mapping from strings to anything, or a name of one?"""
+    for node in ast.walk(annotation):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier() is False:
+            try:
+                if _loose(ast.parse(node.value, mode="eval").body, aliases):
+                    return True
+            except SyntaxError:
+                continue
+        if isinstance(node, ast.Name) and node.id in aliases:
+            return True
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2:
+            generic, value = ast.unparse(node.value).rpartition(".")[2], ast.unparse(node.slice.elts[1])
+            if generic.lower() in ("dict", "mapping", "mutablemapping", "defaultdict") and value in ("Any", "object"):
+                return True
+    return False
+
+
+def _aliases(trees: list[ast.Module]) -> set[str]:
+    """Names given to such mappings at module level, and names given to those."""
+    found: set[str] = set()
+    while True:
+        more = {
+            target.id
+            for tree in trees
+            for node in tree.body
+            if isinstance(node, (ast.Assign, ast.AnnAssign))
+            and isinstance(node.value, (ast.Subscript, ast.BinOp, ast.Name))
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name) and _loose(node.value, found)
+        }
+        if more <= found:
+            return found
+        found |= more
+
+
+def test_types_travel_and_dictionaries_stay_at_the_edges() -> None:
+    """No function takes or gives ``dict[str, Any]`` or the like, under any name, but where JSON, YAML or Arrow is read."""
+    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text("utf-8")) for path in _files()}
+    aliases = _aliases(list(trees.values()))
+    found = []
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                a = node.args
+                given = [*a.posonlyargs, *a.args, *a.kwonlyargs, *(x for x in (a.vararg, a.kwarg) if x)]
+                notes = [x.annotation for x in given if x.annotation] + ([node.returns] if node.returns else [])
+                if any(_loose(note, aliases) for note in notes):
+                    found.append(f"{name}:{node.lineno}: {node.name}")
+    assert [place for place in found if place.split(":")[0] not in EDGES] == []
+    assert set(EDGES) <= {place.split(":")[0] for place in found}, "an edge that is none any more"
+
+
+def test_no_imports_go_in_circles() -> None:
+    """Imports inside functions count: they hide a circle, they do not open it."""
+    modules = {path.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): path for path in _files()}
+    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= {part if part in modules else node.module for part in whole}
+        graph[name] &= modules.keys() - {name}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_files_are_short_enough_to_be_read_at_once() -> None:
+    """One module, one idea."""
+    for path in _files():
+        lines = len(path.read_text("utf-8").splitlines())
+        most = MOST_LINES_OF_THE_COMMAND_LINE if path.name == "cli.py" else MOST_LINES
+        assert lines <= most, f"{path.relative_to(ROOT)} has {lines} lines"

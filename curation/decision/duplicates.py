@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from curation.clip import Clip
 from curation.config import DedupConfig
 from curation.operators.perceptual_hash import LOW
 
@@ -168,26 +168,26 @@ def _best(links: list[tuple[int, int]], clips: pa.Table) -> dict[str, str]:
         groups.setdefault(root(row), []).append(row)
     result: dict[str, str] = {}
     for rows in groups.values():
-        order = sorted(clips.take(rows).to_pylist(), key=_worth)
-        best = order[0]["clip_id"]
-        result |= {fact["clip_id"]: best for fact in order[1:] if fact["clip_id"] != best}
+        order = sorted((Clip.from_row(row) for row in clips.take(rows).to_pylist()), key=_worth)
+        best = order[0].clip_id
+        result |= {clip.clip_id: best for clip in order[1:] if clip.clip_id != best}
     return result
 
 
-def _worth(row: dict[str, Any]) -> tuple[Any, ...]:
+def _worth(clip: Clip) -> tuple[float | str, ...]:
     """Sort key, best first: verdict, sound in time, whole picture; then size, length and sharpness within a few percent;
     what is then equal is settled by name, so that the answer does not depend on the order of the rows."""
-    rank = {"keep": 0, "hold": 1, None: 2, "reject": 3, "error": 4}.get(row.get("verdict"), 2)
-    area = (row.get("width") or 0) * (row.get("height") or 0)
-    length = (row.get("end_frame") or 0) - (row.get("start_frame") or 0)
-    measures = (row.get("face_px") or 0, area, length, row.get("sharpness") or 0)
+    rank = {"keep": 0, "hold": 1, "reject": 3, "error": 4}.get(clip.decision.verdict, 2) if clip.decision else 2
+    sharpness, offset = clip.number("sharpness") or 0, clip.number("av_offset_frames") or 0
+    area, length = (clip.width or 0) * (clip.height or 0), (clip.end_frame or 0) - (clip.start_frame or 0)
+    measures = (clip.face_px or 0, area, length, sharpness)
     return (
         rank,
-        abs(row.get("av_offset_frames") or 0),
-        row.get("letterbox") is not None,
+        abs(offset),
+        clip.scores.get("letterbox") is not None,
         *(-_step(value) for value in measures),
-        row.get("source_uri") or "",
-        row["clip_id"],
+        clip.source_uri or "",
+        clip.clip_id,
     )
 
 
