@@ -40,7 +40,6 @@ def template(clip: Clip) -> Caption:
     size = (clip.face_px or 0) / max(1, min(clip.width or 1, clip.height or 1))
     who = "A person" if faces == 1 else f"{faces} people" if faces else "A scene without a visible face"
     frame = "in close-up" if size > 0.45 else "from the chest up" if size > 0.2 else "at a distance"
-    speech = clip.scores.get("speech_frac")
-    speaks = isinstance(speech, float) and speech > 0.2
+    speaks = (clip.number("speech_frac") or 0) > 0.2
     text = f"{who} {frame}, {'talking' if speaks else 'not talking'}." if faces else f"{who}."
     return caption(text, "template")
