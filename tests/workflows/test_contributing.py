@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from configs.dataset_schema import INDEX_FILE
 from configs.schema import load
 from curation import puppets
 from pipeline.catalog.timing import REST
@@ -80,7 +81,7 @@ def test_a_new_score_is_one_operator_its_column_a_rule_and_a_key(
     copy: Path, run: Callable[..., str], tmp_path: Path
 ) -> None:
     puppets.make(tmp_path / "videos", 3, 5, load("tiny").curation.puppets, False)
-    out = tmp_path / "catalog"
+    out, dataset = tmp_path / "catalog", tmp_path / "dataset"
     run("curate", str(tmp_path / "videos"), "--out", str(out), *QUIET)
     before = rows(out / "clips")
     apply_contributing(copy)
@@ -98,3 +99,10 @@ def test_a_new_score_is_one_operator_its_column_a_rule_and_a_key(
     (lost,) = (row for row in decided if row["colourfulness"] < limit)
     assert lost["reasons"] == [f"colour: colourfulness {lost['colourfulness']:.2f}, {limit:.2f} needed"]
     assert "colourfulness ≥" in (out / "report.html").read_text("utf-8")
+    run("shard", str(out), "--out", str(dataset), "--inline")
+    index = pq.read_table(dataset / INDEX_FILE)
+    kept = {row["clip_id"]: row["colourfulness"] for row in decided if row["verdict"] == "keep"}
+    assert (
+        dict(zip(*index.select(["clip_id", "colourfulness"]).to_pydict().values(), strict=True)).items() <= kept.items()
+    )
+    assert index.num_rows
