@@ -198,8 +198,10 @@ def extend_plans(
     parameters: dict[str, str],
     encoders: Encoders,
     left_out: Mapping[str, int],
-) -> dict[str, pa.Table]:
-    """The plans of all generations; a new one is written when ``kept`` has samples that none holds.
+) -> tuple[dict[str, pa.Table], set[str]]:
+    """The plans of all generations, and the ids of what ``kept`` gives today.
+
+    A new generation is written when ``kept`` has samples that none holds.
 
     Args:
         kept: with the columns of `identity.attach`.
@@ -236,7 +238,7 @@ def extend_plans(
         files.check_target(out, f"{generation}/plan.parquet")
         parquet.write(storage.join(out, generation, "plan.parquet"), plan)
         plans[generation] = plan
-    return plans
+    return plans, {planned.sample_id for planned in samples}
 
 
 def _new(

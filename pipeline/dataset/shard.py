@@ -126,7 +126,7 @@ def _shard(
     planned = kept.slice(0, limit)
     ledger = Ledger(storage.join(out, "ledger", "shard"), ledger_tables(), digests)
     mend(ledger.root, ledger.tables, say)
-    plans = extend_plans(out, planned, cfg, digests, encoders, _left_out(ledger))
+    plans, today = extend_plans(out, planned, cfg, digests, encoders, _left_out(ledger))
     units = _units(plans, kept, encoders)
     _forget_lost(out, ledger, units)
     # encode
@@ -149,7 +149,7 @@ def _shard(
         quarantined = [failure for unit, failure in ledger.quarantined().items() if unit in wanted]
         raise EchoForgeError(_nothing_encoded(catalog_dir, failed, quarantined)) from error
     held = videos if limit is None else planned
-    compared = superseded.compare(plans.values(), planned, clips, held["video_id"].drop_null().to_pylist())
+    compared = superseded.compare(plans.values(), today, planned, clips, held["video_id"].drop_null().to_pylist())
     table = superseded.mark(merge.refresh(merge.carried_over(rows, out), clips), compared)
     table = merge.join_fields(table, *merge.read_fields(out).values())
     causes = _causes(failed, located(videos, catalog_dir), set(table["sample_id"].to_pylist()))

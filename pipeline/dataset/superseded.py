@@ -8,9 +8,10 @@ thresholds come back, so does the old sample.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from configs.dataset_schema import INDEX, SUPERSEDED
 from curation.clip import Clip
@@ -19,7 +20,9 @@ from pipeline.dataset.plan import kept_clips
 from pipeline.dataset.sample import PlannedSample
 
 
-def compare(plans: Iterable[pa.Table], planned: pa.Table, clips: pa.Table, videos: Iterable[str]) -> dict[str, bool]:
+def compare(
+    plans: Iterable[pa.Table], today: Collection[str], planned: pa.Table, clips: pa.Table, videos: Iterable[str]
+) -> dict[str, bool]:
     """Id of every sample that this run answers for → would it be made differently today?
 
     A sample whose clip is gone is made differently when another clip of the video covers some of its frames; else the
@@ -27,30 +30,35 @@ def compare(plans: Iterable[pa.Table], planned: pa.Table, clips: pa.Table, video
 
     Args:
         plans: of all generations (`sample.PLAN`).
+        today: ids of the samples that ``planned`` gives now: an id is that of all that decides how a sample is made.
         planned: the kept clips that this run plans (within ``--limit``), as `plan.kept_clips` takes them.
         clips: all clips of the catalog (`catalog.CLIPS`).
         videos: ids of the videos that this run answers for. Samples of other videos are left out, as are those of
             clips that the catalog holds but this run does not plan: their verdict is the catalog's.
     """
-    mine, known = set(videos), set(clips["clip_id"].to_pylist())
-    kept = {item.clip.clip_id: item.clip for item in kept_clips(planned)}
-    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    mine, found, others = set(videos), dict[str, bool](), list[PlannedSample]()
+    for plan in plans:
+        for name, text in zip(plan["sample_id"].to_pylist(), plan["sample"].to_pylist(), strict=True):
+            if name in today:
+                found[name] = False
+            elif sample.video_id(text) in mine:
+                others.append(PlannedSample.from_json(text))
+    if not others:
+        return found
+    wanted = pa.array({made.clip_id for made in others}, pa.string())
+    kept = {item.clip.clip_id: item.clip for item in kept_clips(planned.filter(pc.is_in(planned["clip_id"], wanted)))}
+    known, spans = set(clips["clip_id"].to_pylist()), defaultdict[str, list[tuple[int, int]]](list)
     places = (clips[name].to_pylist() for name in ("video_id", "start_frame", "end_frame"))
     for video, start, end in zip(*places, strict=True):
         spans[video].append((start, end))
-    found: dict[str, bool] = {}
-    for plan in plans:
-        for text in plan["sample"].to_pylist():
-            if (video := sample.video_id(text)) not in mine:  # parsing is the slow part
-                continue
-            made = PlannedSample.from_json(text)
-            clip = kept.get(made.clip_id)
-            if clip is not None:
-                found[made.sample_id] = _differs(made, clip)
-            elif made.clip_id not in known:
-                first, end = made.start_frame, made.start_frame + made.frames
-                if any(start < end and first < last for start, last in spans[video]):
-                    found[made.sample_id] = True
+    for made in others:
+        clip = kept.get(made.clip_id)
+        if clip is not None:
+            found[made.sample_id] = _differs(made, clip)
+        elif made.clip_id not in known:
+            first, end = made.start_frame, made.start_frame + made.frames
+            if any(start < end and first < last for start, last in spans[made.source.video_id]):
+                found[made.sample_id] = True
     return found
 
 
