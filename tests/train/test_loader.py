@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -335,3 +336,13 @@ def test_changed_bytes_are_found_with_and_without_xxhash(
         pytest.raises(EchoForgeError, match="xxh3 differs" if fast else "sha256 differs"),
     ):
         list(loader)
+
+
+def test_a_score_that_the_schema_does_not_know_selects_samples(tmp_path: Path) -> None:
+    """The catalog may name more scores for the index (`curation.schema.INDEXED`)."""
+    write_dataset(tmp_path, {"64x64x9": 4})
+    table = pq.read_table(tmp_path / INDEX_FILE)
+    scores = pa.array([0.1, 0.6, None, 0.9], pa.float32())
+    pq.write_table(table.append_column("colourfulness", scores), tmp_path / INDEX_FILE)
+    index = open_index(tmp_path, split="train", keep=KeepConfig(at_least={"colourfulness": 0.5}))
+    assert index.sample_ids(range(len(index))) == table["sample_id"].take(pa.array([1, 3])).to_pylist()
