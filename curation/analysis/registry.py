@@ -45,12 +45,13 @@ def load(cfg: CurationConfig) -> Backends:
     Raises:
         MissingWeights: a file is not on this machine; the sentence says which and how to get it.
     """
+    detector, sync = load_detector(cfg.faces), load_backend(cfg.sync)  # first: what fails, fails soon
     on = [name for name, stage in STAGES.items() if stage.on(cfg)]
     frame = {name: FRAME_OPERATORS[name].load(cfg) for name in on if name in FRAME_OPERATORS}
     sound = {name: SOUND_OPERATORS[name].load(cfg) for name in on if name in SOUND_OPERATORS}
     return Backends(
-        detector=load_detector(cfg.faces),
-        sync=load_backend(cfg.sync),
+        detector=detector,
+        sync=sync,
         frame_operators={name: make for name, make in frame.items() if make},
         sound_operators={name: make for name, make in sound.items() if make},
     )

@@ -1,8 +1,8 @@
 """The stages of an analysis: what each reads of the configuration, its version, and whose results it uses.
 
 Five stages belong to the pass itself; the others are the operators, found in the modules of `curation.operators`. What
-the ledger compares, what runs again after a change and which keys only decide are derived from this one list. Light:
-no operator is made and no network loaded.
+the ledger compares, what runs again after a change and which keys only decide are derived from this one list. Importing
+it imports the operators' modules; nothing is made and no network is loaded.
 """
 
 from __future__ import annotations
@@ -58,15 +58,29 @@ class Stage:
         return self.keys or tuple(strict.to_dict(getattr(cfg, str(self.section))))
 
 
+FIXED = ("video", "shots", "clips", "faces", "sync")
+"""Stages that are no operators."""
+
+
 def _found() -> dict[str, type[Operator]]:
-    """The operators in the modules of `curation.operators`, by name, in the order of the modules' names."""
+    """The operators in the modules of `curation.operators`, by name, in the order of the modules' names.
+
+    Raises:
+        TypeError: a class leaves something undefined, neither looks nor listens, or has the name of another one.
+    """
     found: dict[str, type[Operator]] = {}
     modules = {m.name for m in pkgutil.walk_packages(operators.__path__, f"{operators.__name__}.")}
     for module in sorted(modules - {base.__name__}):
         for item in vars(importlib.import_module(module)).values():
             own = inspect.isclass(item) and issubclass(item, Operator) and item.__module__ == module
-            if own and not inspect.isabstract(item):
-                found[item.name] = item
+            if not own:
+                continue
+            if inspect.isabstract(item) or not issubclass(item, (FrameOperator, SoundOperator)):
+                lacks = ", ".join(sorted(item.__abstractmethods__)) or "FrameOperator or SoundOperator above it"
+                raise TypeError(f"{module}.{item.__name__} is no whole operator: it lacks {lacks}.")
+            if item.name in found or item.name in FIXED:
+                raise TypeError(f"{module}.{item.__name__}: there is a stage '{item.name}' already.")
+            found[item.name] = item
     return found
 
 

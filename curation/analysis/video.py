@@ -41,7 +41,7 @@ def analyse_video(source: Source, cfg: CurationConfig, *, backends: Backends) ->
         the video and its clips. A file that cannot be used gives a video with the verdict `error`, the stage and one
         sentence; clips found before it broke are dropped.
     """
-    video = Video(source.uri, licence=source.licence, source=source.source or None)
+    video = Video(source.uri, licence=source.licence, source=source.source)
     try:
         said = written_of(source, cfg)
     except EchoForgeError as error:

@@ -79,7 +79,7 @@ class KnownClips:
     @property
     def oldest(self) -> int:
         """See :class:`Clips`."""
-        return self._waiting[0].start_frame if self._waiting else self._last
+        return min(self._last, self._waiting[0].start_frame) if self._waiting else self._last
 
     def forget(self, before: int) -> None:
         """See :class:`Clips`."""
@@ -152,7 +152,7 @@ class VideoPass:
         context = ClipContext(info.width, info.height, info.fps, tracks, largest(tracks))
         for operator in self._watching:
             clip = clip.scored(operator.clip(Span(clip.start_frame, clip.end_frame), context))
-        if not self._sound.present:
+        if not self._sound.present or not (self._listening or (self._sync and found.crops)):
             return clip
         heard = self._sound.read(clip.start_frame, clip.end_frame)
         for listener in self._listening:

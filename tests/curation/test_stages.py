@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from configs.schema import load
+from curation import operators
+from curation.analysis import stages
 from curation.analysis.stages import OPERATORS, STAGES, parameters
+from curation.analysis.video_pass import KnownClips
+from curation.clip import Clip
+from curation.media.clock import Tick
+from curation.media.frames import Frame
 from curation.schema import CLIPS
 
 SAME = {
@@ -52,3 +59,37 @@ def test_every_operator_writes_columns_of_its_own_and_requires_what_there_is() -
     for stage in STAGES.values():
         known = vars(getattr(cfg, stage.section)) if stage.section else {}
         assert {*(stage.keys or ()), *filter(None, [stage.switch])} <= set(known), stage.name
+
+
+WHOLE = """
+    name, version, columns, needs = "{name}", 1, ("x",), FrameNeed(1.0, 8)
+    def look(self, picture): return 1.0
+    def {method}(self, seen, context): return {{}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "words"),
+    [
+        ("new", "scores", "lacks score"),
+        ("quality", "score", "'quality' already"),
+        ("faces", "score", "'faces' already"),
+    ],
+)
+def test_an_operator_that_would_never_run_is_an_error(
+    name: str, method: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "from curation.operators.base import FrameNeed, PictureOperator\nclass New(PictureOperator):"
+    module = f"zz_{name}_{method}"
+    (tmp_path / f"{module}.py").write_text(head + WHOLE.format(name=name, method=method))
+    monkeypatch.setattr(operators, "__path__", [*operators.__path__, str(tmp_path)])
+    with pytest.raises(TypeError, match=words):
+        stages._found()
+
+
+def test_what_lies_between_known_clips_is_not_kept() -> None:
+    clips = [Clip(str(start), "v", "v.mp4", start, start + 25, 64, 64) for start in (0, 5000)]
+    known = KnownClips(clips)
+    for index in range(5000):
+        list(known.tick(Tick(index, Frame(index / 25, 0.04, False), False)))
+        assert abs(index - known.oldest) < 25

@@ -79,6 +79,13 @@ def test_the_rows_are_those_of_a_whole_analysis_and_nothing_else_ran(puppet: Sou
     assert watch.seconds.keys() <= expected, "no operator ran that was not asked for"
 
 
+def test_pictures_are_looked_at_again_without_their_sound(puppet: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config()
+    before, backends = analysed(puppet, cfg), registry.load(cfg)
+    monkeypatch.setattr("curation.media.audio.SoundReader.read", lambda *_: pytest.fail("the sound was read"))
+    assert again(puppet, cfg, backends, {"quality"}, before) == before
+
+
 def test_what_moves_clips_is_everything_and_a_new_operator_is_only_itself() -> None:
     hashes = parameters(config())
     for whole in ("video", "shots", "clips"):
