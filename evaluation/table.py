@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from configs.errors import EchoForgeError
 from configs.runtime import disk, stopping
-from curation.review import spreadsheet
+from curation import spreadsheet
 from evaluation import versions
 from evaluation.config import MetricsConfig
 from evaluation.metrics import METRICS, VERSION, NotMeasured, Video
@@ -79,7 +79,7 @@ def write(table: pd.DataFrame, out: Path) -> None:
     """
     with disk.replacing(out) as part:
         if out.suffix.lower() == ".parquet":
-            pq.write_table(versions.stamped(pa.Table.from_pandas(table), VERSION), part)
+            pq.write_table(versions.stamped(pa.Table.from_pandas(table), versions.METRICS, VERSION), part)
         else:
             spreadsheet.write(table, part)
 

@@ -22,7 +22,7 @@ from configs.dataset_schema import NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
 from configs.folders import check_out_file
 from configs.runtime import disk
-from curation.review import spreadsheet
+from curation import spreadsheet
 
 EDITABLE = ["negative_id", "verdict", "issue", "frame_start", "frame_end", "reviewer", "note"]
 COUNTED = ["counts_as", "counted_issue", "counted_frames"]
@@ -138,7 +138,10 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
     records = list(spreadsheet.rows(source.read_bytes(), str(source)))
     if missing := [c for c in ("negative_id", "verdict") if c not in (records[0] if records else {})]:
         raise EchoForgeError(f"{source} has no column '{missing[0]}' or no line; start from `negatives export`.")
-    on_record = {(r.negative_id, _text(r.reviewer)): _key(**vars(r)) for r in reviews.latest(reviews.read(folder))}
+    on_record = {
+        (r.negative_id, _text(r.reviewer)): _said([getattr(r, name) for name in _SAYS])
+        for r in reviews.latest(reviews.read(folder))
+    }
     rows = []
     for line, record in enumerate(records, 2):
         if not (record["verdict"] or "").strip():
@@ -149,7 +152,7 @@ def from_csv(folder: Path, source: Path, reviewer: str | None = None) -> int:
             raise EchoForgeError(f"{source} line {line} names no reviewer; fill the column or give --reviewer NAME.")
         for name in ("frame_start", "frame_end"):
             row[name] = _frame(row[name], source, line)
-        if on_record.get((row["negative_id"], row["reviewer"])) != _key(**row):
+        if on_record.get((row["negative_id"], row["reviewer"])) != _said([row.get(name) for name in _SAYS]):
             rows.append(row)
     try:
         return add(folder, rows)
@@ -206,11 +209,12 @@ def statistics(folder: Path) -> pd.DataFrame:
     return result
 
 
-def _key(
-    *, verdict: object, issue: object, frame_start: object, frame_end: object, note: object, **_: object
-) -> tuple[object, ...]:
-    """What a review says, whoever and whenever."""
-    return tuple(_text(value) for value in (verdict, issue, frame_start, frame_end, note))
+_SAYS = ("verdict", "issue", "frame_start", "frame_end", "note")
+
+
+def _said(values: Iterable[object]) -> tuple[str | None, ...]:
+    """What a review says (:data:`_SAYS`), whoever and whenever, as text that can be compared."""
+    return tuple(_text(value) for value in values)
 
 
 def _frame(text: str | None, source: Path, line: int) -> int | None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from configs.errors import EchoForgeError
+from curation import spreadsheet
 from curation.config import CurationConfig
 from curation.media.container import utf8
-from curation.review import spreadsheet
 from curation.sidecars import find, read, root_of
 from curation.sources.source import Source, span_of
 

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from configs.errors import EchoForgeError
 from configs.paths import absolute
 from configs.runtime.shown import one_line
+from curation import spreadsheet
 from curation.caption_files import CAPTION_BYTES
-from curation.review import spreadsheet
 from curation.sidecars import FACT_BYTES, checked
 from curation.sources.source import Source, span_of
 
@@ -25,7 +25,6 @@ URI_BYTES = 4096
 """Of a name in a manifest: Linux' PATH_MAX; object stores take 1024."""
 SPANS = 10_000
 """Of one video: a new clip every second for three hours."""
-_LONGEST_S = 1e6  # eleven days: no span of a video ends later
 _TABLE_BYTES = 4 << 30  # of a Parquet manifest, unpacked: ten million rows of 400 bytes
 _NAMES = ("uri", "source_uri", "path", "url", "file", "video")
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from configs import reviews
 from configs.dataset_schema import NEGATIVES, REVIEWS
 from configs.errors import EchoForgeError
-from curation.review import spreadsheet, tables
+from curation import spreadsheet
+from curation.review import tables
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -22,9 +22,10 @@ from PIL import Image
 
 from configs import reviews, schema
 from configs.dataset_schema import NEGATIVES
+from curation import spreadsheet
 from curation.report import page as report
 from curation.report.content import RunFacts
-from curation.review import page, spreadsheet, tables
+from curation.review import page, tables
 from curation.schema import CLIPS, VIDEOS
 from pipeline.dataset import card
 from workflows.demo import page as demo_page
