@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,13 +32,16 @@ from configs.schema import load
 from curation.analysis import registry
 from curation.analysis.video import analyse_video
 from curation.faces import FaceDetector
+from curation.schema import FPS
 from curation.sources.source import Source
 from curation.sync.syncnet_v2 import network
 
 BAR = 10.0
 
+T = TypeVar("T")
 
-def spent(work: Callable[[], Any]) -> tuple[float, float, Any]:
+
+def spent(work: Callable[[], T]) -> tuple[float, float, T]:
     """CPU seconds (children included), seconds on the clock, and the result."""
 
     def cpu() -> float:
@@ -164,17 +167,17 @@ def measure(videos: list[Path], ffmpeg: Path, folder: Path, *, everything: bool)
         theirs.inference(str(video))  # the boxes; decoding and JPEG files of the counted run are its own
         theirs.syncnet, finds.learning = syncnet, False
         cpu_b, wall_b, found = spent(lambda video=video: theirs.inference(str(video)))  # type: ignore[misc]
-        cpu_a, wall_a, (row, clips) = spent(
+        cpu_a, wall_a, (found_video, clips) = spent(
             lambda video=video: analyse_video(Source(str(video)), cfg, backends=ours)  # type: ignore[misc]
         )
-        scored = [c for c in clips if c.get("sync_d") is not None]
+        scored = [clip for clip in clips if clip.number("sync_d") is not None]
         cpu, wall = Both(round(cpu_a, 2), round(cpu_b, 2)), Both(round(wall_a, 2), round(wall_b, 2))
         files.append(
             FileFigures(
                 file=video.name,
-                seconds=round(float(row["duration_s"] or 0), 2),
+                seconds=round(found_video.duration_s or 0, 2),
                 tracks_scored=Both(len(scored), len(found[0])),
-                seconds_scored=round(sum(c["end_s"] - c["start_s"] for c in scored), 2),
+                seconds_scored=round(sum(map(len, scored)) / FPS, 2),
                 cpu_s=cpu,
                 wall_s=wall,
                 ratio_cpu=round(cpu_b / cpu_a, 1),

@@ -52,7 +52,7 @@ def absolute_files(config: T) -> T:
 def _with_default_places(config: T) -> T:
     parts = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
     parts = {name: _with_default_places(part) for name, part in parts.items() if dataclasses.is_dataclass(part)}
-    for need in weights.needs(**parts):
+    for need in weights.needs(parts):
         section, _, name = need.key.partition(".")
         if need.configured and getattr(parts[section], name) is None:
             parts[section] = dataclasses.replace(parts[section], **{name: need.configured})

@@ -228,7 +228,7 @@ def from_mapping(data: Mapping[str, Any]) -> Config:
     return Config(preset=str(data.get("preset", "custom")), seed=seed, **built)
 
 
-def sections(config: Config) -> dict[str, Any]:
+def sections(config: Config) -> dict[str, strict.Section]:
     """Every section of every package by its name, as :func:`configs.weights.needs` takes them."""
     groups = [getattr(config, group) for group in _GROUPS]
     return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}

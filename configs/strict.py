@@ -17,7 +17,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 
@@ -25,6 +25,12 @@ from configs import aliases
 from configs.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Section(Protocol):
+    """A dataclass that holds a section of the configuration."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
 
 class UnknownKey(ConfigError):

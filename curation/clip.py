@@ -1,7 +1,7 @@
 """What travels between the parts of curation and on to sharding: a video, its clips, and the faces in them.
 
 The tables hold the same facts as columns (`curation.schema`); ``from_row`` and ``to_row`` are the only ways between the
-two. Work over a whole corpus (planning, deciding, duplicates) stays in columns and makes no objects of these.
+two. A decision over a whole corpus stays in columns; planning makes clips of a piece of the corpus at a time.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class Clip:
     @property
     def active(self) -> Track | None:
         """The track of the speaking face."""
-        return None if self.active_track is None else self.tracks[self.active_track]
+        if self.active_track is None or self.active_track >= len(self.tracks):
+            return None
+        return self.tracks[self.active_track]
 
     def number(self, column: str) -> float | None:
         """A score that is a number; None: not measured.
@@ -163,7 +165,7 @@ class Clip:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Clip:
-        """The clip of a row of `schema.CLIPS`; columns that it lacks are null."""
+        """The clip of a row of `schema.CLIPS`; columns that it lacks are null. Without a verdict there is no decision."""
         scores = {name: _score(name, row.get(name)) for name in SCORE_COLUMNS}
         verdict = row.get("verdict")
         plain: dict[str, Any] = {name: row.get(name) for name in _PLAIN}

@@ -101,7 +101,7 @@ def _gather(
     for name in ("latents", "videos"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     settings = {key: strict.digest(getattr(config.model, key), key) for key in ("sampler", "guidance", "phda")}
-    parameters = settings | {"checkpoint": step.name} | versions.parameter(judge.VERSION)
+    parameters = settings | {"checkpoint": step.name} | versions.parameter(versions.SAMPLES, judge.VERSION)
     ledger = Ledger(str(folder / "ledger"), _TABLES, parameters)
     mend(ledger.root, ledger.tables, say)
     make = functools.partial(
@@ -190,7 +190,7 @@ def _flagged(made: pa.Table, real: pa.Table, config: Config, digest: str) -> pa.
 
 def _publish(folder: Path, rows: pa.Table) -> GatherSummary:
     with disk.replacing(folder / negatives.SAMPLES_FILE) as part:
-        pq.write_table(versions.stamped(rows, judge.VERSION), part)
+        pq.write_table(versions.stamped(rows, versions.SAMPLES, judge.VERSION), part)
     flags = rows["flags"].to_pylist()
     issues = Counter(flag["issue"] for found in flags for flag in found)
     return GatherSummary(folder, rows.num_rows, sum(map(bool, flags)), dict(issues))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,7 @@ def generate(
         _check_length(seconds, config)
     check_network(checkpoint, config)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    weights.require(**vars(config.model), faces=config.curation.faces)
+    weights.require({**vars(config.model), "faces": config.curation.faces})
     pcm = read_sound(audio, _longest(config))
     spoken = len(pcm) // SAMPLES_PER_FRAME
     frames = spoken if seconds is None else round(seconds * FPS)
@@ -152,7 +153,7 @@ class _Given:
         """Of what the task generates in every frame."""
         return {"face_boxes": self.face, "mouth_boxes": self.mouth}.get(masks.BOXES.get(self.task, ""))
 
-    @property
+    @cached_property
     def mask(self) -> Tensor:
         """bool [F, H, W], True where the task generates."""
         return masks.pixel_mask(self.task, *self.video.shape[1:], face_boxes=self.face, mouth_boxes=self.mouth)
@@ -269,16 +270,17 @@ def _inputs(given: _Given, pcm: np.ndarray, prompt: str, config: Config, device:
     model = config.model
     count, height, width = given.video.shape[1:]
     video = given.video[None].to(device)
+    mask4 = masks.latent_mask(given.mask)[None]  # before any network: a task without its boxes ends here
     with torch.inference_mode():
         latents = conditions.encode_conditions(load_codec(model.codec, device), video, given.task, given.boxes)
-        cond = conditions.condition(given.task, latents, masked=latents, mask4=masks.latent_mask(given.mask)[None])
+        cond = conditions.condition(given.task, latents, masked=latents, mask4=mask4)
         text = load_text_encoder(model.text_encoder, device)
         rows = text.encode([prompt, *model.guidance.prompts.values()])
         image = load_image_encoder(model.image_encoder, device).encode(video[:, :, 0])
         sound = load_audio_encoder(model.audio_encoder, device)
         features = sound.encode(np.pad(pcm, (0, max(0, count * SAMPLES_PER_FRAME - len(pcm)))))
         cut = sound.slice(features, 0, count, model.audio_encoder.context_frames)
-    variant = AUDIO_VARIANTS[sound.variant]
+    variant = AUDIO_VARIANTS.get(model.transformer.variant) or AUDIO_VARIANTS[sound.variant]  # `base` hears nothing
     heard = variant.inputs(cut.tokens[None], cut.mask[None], cut.frame0, count, cut.tokens_per_frame)
     face = None
     if config.train.tasks.face_mask and given.face is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.errors import EchoForgeError, MissingWeights
+from configs.strict import Section
 from configs.weights import registry
 from configs.weights.keys import KEYS, Switch
 from configs.weights.registry import WeightFile
@@ -51,8 +53,8 @@ def resolve(configured: str) -> Path:
     return folder() / rest if sep and not prefix else Path(configured)
 
 
-def needs(**sections: object) -> list[Need]:
-    """The files that sections of a configuration (dataclasses, by their names) use, in the order of `keys.KEYS`."""
+def needs(sections: Mapping[str, Section]) -> list[Need]:
+    """The files that sections of a configuration use (by their names), in the order of `keys.KEYS`."""
 
     def value(dotted: str) -> Any:
         section, _, name = dotted.partition(".")
@@ -122,13 +124,13 @@ def locate(key: str, configured: str | None, *switch: Switch) -> Path:
     raise MissingWeights(f"{entry.what} ({key}) is not at {path.absolute()}; {remedy}.")
 
 
-def require(**sections: object) -> None:
+def require(sections: Mapping[str, Section]) -> None:
     """Look for all files of some sections at once, before the first one is loaded, which may take minutes.
 
     Raises:
         MissingWeights: some are not here; the sentence names all of them and the command that gets them.
     """
-    lacking = [need for need in needs(**sections) if need.path is not None and not need.path.exists()]
+    lacking = [need for need in needs(sections) if need.path is not None and not need.path.exists()]
     known = list(dict.fromkeys(need.known.name for need in lacking if need.known))
     if len(lacking) > 1 and len(known) == len(lacking):
         places = ", ".join(need.known.path for need in lacking if need.known)

@@ -163,6 +163,7 @@ def _best(links: list[tuple[int, int]], clips: pa.Table) -> dict[str, str]:
 
     for a, b in links:
         parent[root(a)] = root(b)
+    clips = clips.select([name for name in _WORTH if name in clips.column_names])
     groups: dict[int, list[int]] = {}
     for row in {r for link in links for r in link}:
         groups.setdefault(root(row), []).append(row)
@@ -172,6 +173,12 @@ def _best(links: list[tuple[int, int]], clips: pa.Table) -> dict[str, str]:
         best = order[0].clip_id
         result |= {clip.clip_id: best for clip in order[1:] if clip.clip_id != best}
     return result
+
+
+_WORTH = (
+    "clip_id", "source_uri", "verdict", "width", "height", "start_frame", "end_frame", "face_px", "sharpness",
+    "av_offset_frames", "letterbox",
+)  # fmt: skip
 
 
 def _worth(clip: Clip) -> tuple[float | str, ...]:

@@ -19,7 +19,7 @@ from curation.schema import FPS
 _MAX_GAP_S = 3600.0
 
 
-class Clip(NamedTuple):
+class ReadClip(NamedTuple):
     """What :func:`read_clip` returns."""
 
     frames: np.ndarray  # uint8 [F, height, width, 3] RGB
@@ -39,7 +39,7 @@ def read_clip(
     offset_samples: int = 0,
     context_frames: int = 0,
     threads: int = 1,
-) -> Clip:
+) -> ReadClip:
     """Read frames [start_frame, end_frame) of a video.
 
     Args:
@@ -71,7 +71,7 @@ def read_clip(
         message = f"the video ends at frame {start_frame + count}, before frame {end_frame} of the clip."
         raise MediaError("decode", message)
     pcm, context, present = _read_sound(uri, origin, start_frame, end_frame, offset_samples, context_frames)
-    return Clip(frames, pcm, context, present)
+    return ReadClip(frames, pcm, context, present)
 
 
 def read_still(uri: str, start_frame: int, end_frame: int, *, width: int, height: int) -> np.ndarray:

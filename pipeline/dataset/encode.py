@@ -18,7 +18,7 @@ from configs import strict, weights
 from configs.errors import EchoForgeError
 from configs.runtime import scratch, stopping
 from configs.runtime.devices import usable
-from curation.media.clip_reader import Clip, read_clip
+from curation.media.clip_reader import ReadClip, read_clip
 from curation.media.clip_writer import write_video
 from model import masks, pixels
 from model.codecs import Codec, load_codec
@@ -71,7 +71,7 @@ def load_encoders(model: ModelConfig, cfg: EncodeConfig) -> Encoders:
         ConfigError: ``cfg.device`` is a GPU, and there is none.
     """
     usable(cfg.device, "encode.device", "execution.shard.gpus=0")
-    weights.require(**vars(model))
+    weights.require(vars(model))
     device, dtype = torch.device(cfg.device), getattr(torch, cfg.dtype)
     return Encoders(
         load_codec(model.codec, device, dtype),
@@ -126,7 +126,7 @@ def encode_group(
     return encoded, failed
 
 
-def _read(sample: PlannedSample, cfg: EncodeConfig) -> Clip:
+def _read(sample: PlannedSample, cfg: EncodeConfig) -> ReadClip:
     if not sample.stored:  # a copy out of the dataset is no source
         identity.check(sample.source)
     start = sample.start_frame
@@ -178,7 +178,7 @@ def _same(a: Tensor, b: Tensor, what: str, other: str) -> None:
 
 @torch.inference_mode()
 def _encode_rest(
-    sample: PlannedSample, clip: Clip, encoders: Encoders, cfg: EncodeConfig, context_frames: int
+    sample: PlannedSample, clip: ReadClip, encoders: Encoders, cfg: EncodeConfig, context_frames: int
 ) -> tuple[AudioGrid, dict[str, Tensor]]:
     """Sound, boxes and masks of one sample; first the grid of its audio rows. (Captions: `pipeline.dataset.texts`.)"""
     tensors: dict[str, Tensor] = {}
@@ -215,7 +215,7 @@ def _half(tensor: Tensor) -> Tensor:
 
 
 def _files(
-    sample: PlannedSample, clip: Clip, audio: AudioGrid, encoders: Encoders, cfg: EncodeConfig
+    sample: PlannedSample, clip: ReadClip, audio: AudioGrid, encoders: Encoders, cfg: EncodeConfig
 ) -> dict[str, bytes]:
     """The members beside the tensors, as bytes by extension."""
     names = ("sample_id", "clip_id", "bucket", "split", "speaker", "tier", "start_frame", "offset_samples", "captions")

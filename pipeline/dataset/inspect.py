@@ -35,7 +35,7 @@ class Inspection:
 
     video: Path
     picture: Path
-    facts: dict[str, str]
+    facts: dict[str, str | None]
 
     def __str__(self) -> str:
         return "\n".join([f"{self.video}\n{self.picture}", *(f"{key}: {value}" for key, value in self.facts.items())])
@@ -55,11 +55,11 @@ def inspect(dataset: str, sample_id: str, out: str, model: ModelConfig) -> Inspe
     files = {member.ext: read_member(dataset, member) for member in members}
     codec = load_codec(model.codec)
     shown = ("sample_id", "clip_id", "video_id", "bucket", "split", "tier", "verdict")
-    facts = {name: str(row[name][0].as_py()) for name in shown}
+    facts: dict[str, str | None] = {name: row[name][0].as_py() for name in shown}
     try:
         rows = _pictures(load_safetensors(files["safetensors"]), codec)
         sound = _sound(files)
-        facts |= {"caption": files["txt"].decode(), "source": str(json.loads(files["json"]).get("source_uri"))}
+        facts |= {"caption": files["txt"].decode(), "source": json.loads(files["json"]).get("source_uri")}
     except _UNREADABLE as error:
         raise EchoForgeError(
             f"sample {found} of '{dataset}' cannot be decoded ({type(error).__name__}: {one_line(error)}); "

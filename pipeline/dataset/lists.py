@@ -28,5 +28,9 @@ def joined(lists: pa.ChunkedArray, owners: np.ndarray, items: pa.StructArray, ke
     values = pa.concat_arrays([flat.take(pa.array(kept)), items.cast(flat.type)])
     owner = np.concatenate([rows[kept], owners])
     order = np.argsort(owner, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=len(column)))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.take(pa.array(order)), type=column.type)
+    counts = np.bincount(owner, minlength=len(column))
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    missing = pa.array(column.is_null().to_numpy(zero_copy_only=False) & (counts == 0))  # null stays null
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), values.take(pa.array(order)), type=column.type, mask=missing
+    )

@@ -11,6 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -23,8 +24,10 @@ from pipeline.catalog import identity
 from pipeline.catalog.identity import CuratedSource
 from pipeline.config import BucketsConfig, PipelineConfig, ShardsConfig
 from pipeline.dataset import buckets, files, sample
-from pipeline.dataset.encode import Encoders
 from pipeline.dataset.sample import PLAN, Boxes, KeptClip, PlannedSample
+
+if TYPE_CHECKING:  # planning needs no network
+    from pipeline.dataset.encode import Encoders
 
 _COLUMNS = (
     "clip_id", "video_id", "source_uri", "start_frame", "end_frame", "width", "height", "tracks", "active_track",

@@ -32,7 +32,7 @@ def compare(
         plans: of all generations (`sample.PLAN`).
         today: ids of the samples that ``planned`` gives now: an id is that of all that decides how a sample is made.
         planned: the kept clips that this run plans (within ``--limit``), as `plan.kept_clips` takes them.
-        clips: all clips of the catalog (`catalog.CLIPS`).
+        clips: all clips of the catalog (`schema.CLIPS`).
         videos: ids of the videos that this run answers for. Samples of other videos are left out, as are those of
             clips that the catalog holds but this run does not plan: their verdict is the catalog's.
     """

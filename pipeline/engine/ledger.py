@@ -51,7 +51,7 @@ RECORD = pa.schema(
 )
 _RUN = pa.schema([RECORD.field("run")])
 MOVED_FILE = "moved.parquet"
-"""Beside the ledgers of a catalog: what `catalog relocate` keeps (`pipeline/catalog/relocate.py`)."""
+"""Beside the ledgers of a catalog: what `catalog relocate` keeps (`pipeline/catalog/moved.py`)."""
 
 
 class Ledger:

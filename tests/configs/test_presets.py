@@ -31,8 +31,8 @@ def test_presets_load_and_have_the_same_keys() -> None:
 
 
 def test_tiny_needs_no_pretrained_file_and_the_real_one_names_only_known_ones() -> None:
-    assert weights.needs(**schema.sections(schema.load("tiny"))) == []
-    real = weights.needs(**schema.sections(schema.load("wan2.1-fun-1.3b")))
+    assert weights.needs(schema.sections(schema.load("tiny"))) == []
+    real = weights.needs(schema.sections(schema.load("wan2.1-fun-1.3b")))
     assert real and all(need.known is not None for need in real), [n for n in real if n.known is None]
 
 

@@ -84,7 +84,7 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _needs(preset: str, *overrides: str) -> list[weights.Need]:
-    return weights.needs(**schema.sections(schema.load(preset, list(overrides))))
+    return weights.needs(schema.sections(schema.load(preset, list(overrides))))
 
 
 def test_every_key_that_names_a_file_is_known() -> None:
@@ -144,7 +144,12 @@ def test_a_missing_file_is_named_with_its_place_and_the_command_that_gets_it(
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", str(tmp_path))
     for need in _needs(REAL):
         assert need.known is not None
-        kind = need.switch
+        sections = schema.sections(schema.load(REAL))
+        kind = tuple(
+            getattr(sections[section], name)
+            for section, name in (key.split(".") for key in weights.KEYS[need.key].switch)
+        )
+        assert kind == need.switch
         for configured in (need.configured, None):
             if configured is None and need.key == "checkpoint.init":
                 continue
@@ -170,9 +175,9 @@ def test_several_missing_files_are_one_sentence_and_one_command(
     model = schema.load(REAL).model
     encoders = ("codec", "text_encoder", "image_encoder", "audio_encoder")
     with pytest.raises(MissingWeights, match=r"5 files are not in .*weights fetch wan-vae umt5-xxl umt5-tokenizer"):
-        weights.require(**{key: getattr(model, key) for key in encoders})
+        weights.require({key: getattr(model, key) for key in encoders})
     with pytest.raises(MissingWeights, match="weights fetch wan-vae"):
-        weights.require(codec=model.codec)
+        weights.require({"codec": model.codec})
 
 
 def test_hub_ids_are_looked_up_and_fail_with_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

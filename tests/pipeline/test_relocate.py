@@ -317,7 +317,7 @@ def test_every_file_that_a_preset_names_is_absolute_for_workers(monkeypatch: pyt
     monkeypatch.setenv("ECHOFORGE_WEIGHTS", "files")
     config = schema.load("wan2.1-fun-1.3b", ["sync.fitted=../fit.safetensors", "aesthetic.head=hub:org/name"])
     there = schema.to_mapping(absolute_files(config))
-    for need in needs(**schema.sections(config)):
+    for need in needs(schema.sections(config)):
         value: Any = there
         for key in need.key.split("."):
             value = value[key]

@@ -32,7 +32,7 @@ def list_files(
     from configs.weights import listing
 
     config = load_config(ctx, preset, set_)
-    needed = weights.needs(**schema.sections(config))
+    needed = weights.needs(schema.sections(config))
     if urls:
         console.say(listing.urls(needed))
         return
@@ -69,7 +69,7 @@ def fetch_files(
     if name:
         files = registry.named(name)
     else:
-        needed = weights.needs(**schema.sections(load_config(ctx, preset, set_)))
+        needed = weights.needs(schema.sections(load_config(ctx, preset, set_)))
         files = [need.known for need in needed if need.known and need.state == "missing"]
         for need in needed:
             if need.known and need.state == "size differs":
@@ -99,7 +99,7 @@ def check_files(ctx: typer.Context, preset: Preset = None, set_: Set = None) -> 
     from configs.weights import listing
 
     config = load_config(ctx, preset, set_)
-    needed = weights.needs(**schema.sections(config))
+    needed = weights.needs(schema.sections(config))
     if not needed:
         console.print(f"The preset '{config.preset}' needs no pretrained file.")
     bad = 0
