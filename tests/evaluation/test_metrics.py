@@ -62,5 +62,5 @@ def test_samples_and_tables_are_measured_alike() -> None:
 def test_a_table_names_the_version_of_its_metrics(tmp_path: Path) -> None:
     table = evaluate({"a": Video(_noise())}, {}, MetricsConfig(("psnr", "flicker"), 96))
     write(table, tmp_path / "table.parquet")
-    assert pq.read_schema(tmp_path / "table.parquet").metadata[b"measures"] == str(VERSION).encode()
+    assert pq.read_schema(tmp_path / "table.parquet").metadata[b"metrics"] == str(VERSION).encode()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "table.parquet"), table)
